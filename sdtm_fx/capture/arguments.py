@@ -1,0 +1,147 @@
+"""The arguments of a block call: a hashable key for their structure, and the values that vary."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sdtm_fx.errors import CaptureError
+
+Leaf = torch.Tensor | int | float
+Key = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The parameters of a forward: their names in order and their defaults.
+
+    Read once per class; binding is then a dictionary merge, cheap enough for every call and plain
+    enough for torch.compile.
+    """
+
+    names: tuple[str, ...]
+    defaults: Mapping[str, Any]
+    open_ended: bool
+
+    @staticmethod
+    def of(forward: Callable[..., Any]) -> Signature:
+        """Read the signature of an unbound forward, looking through decorators; ``*args`` may not be used."""
+        parameters = list(inspect.signature(inspect.unwrap(forward)).parameters.values())[1:]
+        named = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+        return Signature(
+            names=tuple(p.name for p in named),
+            defaults={p.name: p.default for p in named if p.default is not p.empty},
+            open_ended=any(p.kind is p.VAR_KEYWORD for p in parameters),
+        )
+
+    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return every argument by name, defaults filled in, in the order of the signature.
+
+        Raises:
+            TypeError: An argument is missing, unknown or given twice, as Python itself would say.
+        """
+        if len(args) > len(self.names):
+            raise TypeError(f"takes {len(self.names)} arguments, {len(args)} were given")
+        given = dict(zip(self.names, args, strict=False))
+        for name, value in kwargs.items():
+            if name in given:
+                raise TypeError(f"got multiple values for argument {name!r}")
+            if name not in self.names and not self.open_ended:
+                raise TypeError(f"got an unexpected argument {name!r}")
+            given[name] = value
+        missing = [n for n in self.names if n not in given and n not in self.defaults]
+        if missing:
+            raise TypeError(f"missing arguments: {', '.join(missing)}")
+        bound = {n: given[n] if n in given else self.defaults[n] for n in self.names}
+        bound.update({n: v for n, v in given.items() if n not in bound})
+        return bound
+
+
+def flatten(arguments: Mapping[str, Any]) -> tuple[Key, list[Leaf]]:
+    """Split bound arguments into a key of their structure and the list of varying leaves.
+
+    Tensors, ints and floats are leaves: they become placeholders of a graph. Everything else (None,
+    bool, str, an enum) is structure: another value is another graph. A tensor's dtype and rank are
+    structure too, since forwards branch on them.
+    """
+    leaves: list[Leaf] = []
+    key = tuple((name, _flatten(value, leaves)) for name, value in arguments.items())
+    return key, leaves
+
+
+def _flatten(value: Any, leaves: list[Leaf]) -> Key:
+    if isinstance(value, torch.Tensor):
+        leaves.append(value)
+        return ("tensor", value.dtype, value.ndim)
+    if isinstance(value, bool) or value is None:
+        return ("constant", value)
+    if isinstance(value, int | float):
+        leaves.append(value)
+        return (type(value).__name__,)
+    if isinstance(value, list | tuple):
+        if hasattr(value, "_fields"):
+            raise CaptureError(f"a named tuple ({type(value).__name__}) as a block argument is not supported")
+        return (type(value), tuple(_flatten(v, leaves) for v in value))
+    if isinstance(value, dict):
+        return (dict, tuple((k, _flatten(v, leaves)) for k, v in value.items()))
+    return ("constant", value)
+
+
+def unflatten(key: Key, leaves: Iterator[Any]) -> dict[str, Any]:
+    """Rebuild the arguments of `flatten` around other leaves (the proxies of a trace)."""
+    return {name: _unflatten(part, leaves) for name, part in key}
+
+
+def _unflatten(part: Key, leaves: Iterator[Any]) -> Any:
+    kind = part[0]
+    if kind == "constant":
+        return part[1]
+    if kind in ("tensor", "int", "float"):
+        return next(leaves)
+    if kind is dict:
+        return {k: _unflatten(v, leaves) for k, v in part[1]}
+    return kind(_unflatten(v, leaves) for v in part[1])
+
+
+def leaf_names(key: Key) -> list[str]:
+    """Name the leaves of a key after their place: ``image_rotary_emb_0`` is the first of a tuple."""
+    names: list[str] = []
+    for name, part in key:
+        _leaf_names(name, part, names)
+    return names
+
+
+def _leaf_names(name: str, part: Key, names: list[str]) -> None:
+    kind = part[0]
+    if kind in ("tensor", "int", "float"):
+        names.append(name)
+    elif kind is dict:
+        for k, v in part[1]:
+            _leaf_names(f"{name}_{k}", v, names)
+    elif kind != "constant":
+        for i, v in enumerate(part[1]):
+            _leaf_names(f"{name}_{i}", v, names)
+
+
+def pick_leaves(key: Key, arguments: Mapping[str, Any]) -> list[Any]:
+    """The leaves of arguments that have the structure of `key` but hold other things (nodes of a graph)."""
+    picked: list[Any] = []
+    for name, part in key:
+        _pick_leaves(part, arguments[name], picked)
+    return picked
+
+
+def _pick_leaves(part: Key, value: Any, picked: list[Any]) -> None:
+    kind = part[0]
+    if kind in ("tensor", "int", "float"):
+        picked.append(value)
+    elif kind is dict:
+        for k, v in part[1]:
+            _pick_leaves(v, value[k], picked)
+    elif kind != "constant":
+        for inner, item in zip(part[1], value, strict=True):
+            _pick_leaves(inner, item, picked)
