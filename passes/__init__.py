@@ -1,0 +1,44 @@
+"""Graph rewrites, one per file. `PASSES` is the order in which they run over every block graph.
+
+| pass | rewrite |
+|---|---|
+| locate_sites | finds the sites of the recipe in the graph and checks them |
+| measure_threshold | counts what a threshold would merge, on dense steps (SDTM*) |
+| insert_merges | ``f(x)`` becomes ``unmerge(f(merge(x)))`` at every site |
+| share_plans | one plan for all sites of a block |
+| gather_rotary | position tables follow the tokens |
+| instrument_attention | reads the attention that tokens receive; adds a log-weight to text keys |
+| sink_unmerge | moves elementwise work and projections in front of the unmerge |
+| split_projection | ``proj(cat[a, unmerge(m)])`` becomes ``proj_a(a) + unmerge(proj_m(m))`` |
+| reuse_features | stores outputs on dense steps, blends or forecasts them on others |
+"""
+
+from __future__ import annotations
+
+if __name__ != "sdtm_fx.passes":
+    raise ImportError("import sdtm_fx.passes, not passes: the folder is part of the sdtm_fx package")
+
+from sdtm_fx.passes.gather_rotary import GATHER_ROTARY
+from sdtm_fx.passes.insert_merges import INSERT_MERGES
+from sdtm_fx.passes.instrument_attention import INSTRUMENT_ATTENTION
+from sdtm_fx.passes.locate_sites import LOCATE_SITES
+from sdtm_fx.passes.measure_threshold import MEASURE_THRESHOLD
+from sdtm_fx.passes.reuse_features import REUSE_FEATURES
+from sdtm_fx.passes.share_plans import SHARE_PLANS
+from sdtm_fx.passes.sink_unmerge import SINK_UNMERGE
+from sdtm_fx.passes.split_projection import SPLIT_PROJECTION
+from sdtm_fx.rewriting.work import Pass
+
+PASSES: tuple[Pass, ...] = (
+    LOCATE_SITES,
+    MEASURE_THRESHOLD,
+    INSERT_MERGES,
+    SHARE_PLANS,
+    GATHER_ROTARY,
+    INSTRUMENT_ATTENTION,
+    SINK_UNMERGE,
+    SPLIT_PROJECTION,
+    REUSE_FEATURES,
+)
+
+__all__ = ["PASSES"]

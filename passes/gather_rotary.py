@@ -1,0 +1,55 @@
+"""Gather rotary: where attention is merged, its position tables keep the rows of the tokens that represent a slot."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx
+
+from sdtm_fx.errors import SiteError
+from sdtm_fx.rewriting.work import BlockWork, Pass
+from sdtm_fx.runtime import ops
+
+
+def gather_rotary(work: BlockWork) -> int:
+    """Replace the tables of each merged site that names them; returns the number of sites."""
+    if not work.merges:
+        return 0
+    sites = [s for s in work.sites.values() if s.spec.rotary is not None]
+    for site in sites:
+        name = str(site.spec.rotary)
+        tables = site.node.kwargs.get(name)
+        if tables is None:
+            raise SiteError(
+                f"site {site.spec.id!r}: the block passes no {name!r} to {site.local}; "
+                f"it passes {', '.join(map(str, site.node.kwargs))}"
+            )
+        if "batch" not in work.recipe.plan.share:
+            raise SiteError(
+                f"site {site.spec.id!r}: rotary tables have no batch axis, so merged attention needs one plan "
+                "for the whole batch: add `batch` to plan.share"
+            )
+        plan = next(iter(site.node.all_input_nodes[_merge_position(site.node)].all_input_nodes))
+        with work.graph.inserting_before(site.node):
+            site.node.update_kwarg(name, _map_tables(work.graph, _image_plan(plan), tables))
+    return len(sites)
+
+
+def _merge_position(node: fx.Node) -> int:
+    return next(i for i, n in enumerate(node.all_input_nodes) if n.target is ops.merge_tokens)
+
+
+def _image_plan(plan: fx.Node) -> fx.Node:
+    """The plan over image tokens alone: a table has its own prefix, read off its length."""
+    return plan.all_input_nodes[0] if plan.target is ops.after_prefix else plan
+
+
+def _map_tables(graph: fx.Graph, plan: fx.Node, tables: Any) -> Any:
+    if isinstance(tables, fx.Node):
+        gathered = graph.call_function(ops.gather_rotary, (plan, tables))
+        gathered.meta["val"] = tables.meta["val"]
+        return gathered
+    return type(tables)(_map_tables(graph, plan, t) for t in tables)
+
+
+GATHER_ROTARY = Pass("gather_rotary", exact=False, run=gather_rotary)

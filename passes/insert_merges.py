@@ -1,0 +1,81 @@
+"""Insert merges: ``f(x)`` becomes ``unmerge(plan, f(merge(plan, x)))`` at every site.
+
+In a graph for dense steps, and where a stage forecasts its sites (ratio 1), only the way out is marked:
+``unmerge(None, f(x))``. Later passes move that mark as they move every unmerge, so that features are stored
+at the very place where they are blended, and the last pass turns it into the storing or the forecast.
+"""
+
+from __future__ import annotations
+
+from torch import fx
+
+from sdtm_fx.errors import SiteError, nearest
+from sdtm_fx.rewriting.work import BlockWork, Pass
+from sdtm_fx.runtime import ops
+from sdtm_fx.sites.locating import Site
+
+
+def insert_merges(work: BlockWork) -> int:
+    """Merge in front of and unmerge behind each site; returns the number of sites."""
+    if work.variant.stage is None and work.variant.refresh is None:
+        return 0
+    for site in work.sites.values():
+        plan = _merge(work, site) if work.merges else None
+        mark(work.graph, plan, site.exit, site.spec.id)
+        if _is_skipped(work):
+            for index, side in enumerate(site.side):
+                mark(work.graph, None, side, f"{site.spec.id}.{index}")
+    return len(work.sites)
+
+
+def _is_skipped(work: BlockWork) -> bool:
+    """Whether the stage that this graph serves, or stores for, forecasts its sites altogether."""
+    index = work.variant.stage if work.variant.stage is not None else work.variant.refresh
+    return index is not None and work.recipe.stages[index].method.name == "skip"
+
+
+def mark(graph: fx.Graph, plan: fx.Node | None, exit_: fx.Node, name: str) -> fx.Node:
+    """Put an unmerge behind a value, for all who use it."""
+    users = list(exit_.users)
+    with graph.inserting_after(exit_):
+        unmerged = graph.call_function(ops.unmerge_tokens, (plan, exit_))
+    unmerged.meta["val"] = exit_.meta["val"]
+    unmerged.meta["site"] = name
+    for user in users:
+        user.replace_input_with(exit_, unmerged)
+    return unmerged
+
+
+def _merge(work: BlockWork, site: Site) -> fx.Node:
+    graph = work.graph
+    with graph.inserting_before(site.node):
+        metric = site.entry
+        if site.spec.prefix is None:
+            plan = graph.call_function(ops.plan_tokens, (work.ctx, metric))
+        else:
+            length = prefix_length(work, site)
+            metric = graph.call_function(ops.image_tokens, (site.entry, length))
+            image_plan = graph.call_function(ops.plan_tokens, (work.ctx, metric))
+            plan = graph.call_function(ops.after_prefix, (image_plan, length))
+        merged = graph.call_function(ops.merge_tokens, (plan, site.entry))
+        merged.meta["val"] = site.entry.meta["val"]  # rank and width are what later passes ask for
+    if isinstance(site.slot, int):
+        site.node.update_arg(site.slot, merged)
+    else:
+        site.node.update_kwarg(site.slot, merged)
+    return plan
+
+
+def prefix_length(work: BlockWork, site: Site) -> fx.Node:
+    """Insert the number of tokens in front of the image: the length of a block argument."""
+    argument = next((n for n in work.graph.nodes if n.op == "placeholder" and n.target == site.spec.prefix), None)
+    if argument is None:
+        names = [str(n.target) for n in work.graph.nodes if n.op == "placeholder" and n is not work.context]
+        raise SiteError(
+            f"site {site.spec.id!r}: the block has no argument {site.spec.prefix!r} for `prefix`; "
+            f"it has {', '.join(names)}{nearest(str(site.spec.prefix), names)}"
+        )
+    return work.graph.call_method("size", (argument, 1))
+
+
+INSERT_MERGES = Pass("insert_merges", exact=False, run=insert_merges)

@@ -1,0 +1,43 @@
+"""Share plans: all sites of a block use the plan of the first, and merge an input only once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import fx
+
+from sdtm_fx.rewriting.work import BlockWork, Pass
+from sdtm_fx.runtime import ops
+
+
+def share_plans(work: BlockWork) -> int:
+    """Drop every plan but the block's first; returns how many were dropped."""
+    plans = work.calls(ops.plan_tokens)
+    for plan in plans[1:]:
+        plan.replace_all_uses_with(plans[0])
+        work.graph.erase_node(plan)
+    for function in (ops.after_prefix, ops.merge_tokens):
+        _merge_equal_calls(work, function)
+    work.drop_unused()
+    return max(0, len(plans) - 1)
+
+
+def _merge_equal_calls(work: BlockWork, function: Callable[..., object]) -> None:
+    """Keep one of several calls with the same arguments; sizes count as equal when read off the same value."""
+    seen: dict[tuple[object, ...], fx.Node] = {}
+    for node in work.calls(function):
+        key = tuple(_identity(a) for a in node.args)
+        if key in seen:
+            node.replace_all_uses_with(seen[key])
+            work.graph.erase_node(node)
+        else:
+            seen[key] = node
+
+
+def _identity(argument: object) -> object:
+    if isinstance(argument, fx.Node) and argument.op == "call_method" and argument.target == "size":
+        return ("size", *argument.args)
+    return argument
+
+
+SHARE_PLANS = Pass("share_plans", exact=False, run=share_plans)

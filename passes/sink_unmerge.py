@@ -1,0 +1,104 @@
+"""Sink unmerge: ``g(unmerge(y))`` becomes ``unmerge(g(y))`` where g works on each token alone.
+
+Unmerge copies rows, so gates, activations, casts and linear layers may run before it, on fewer tokens. What
+is left in front of the residual addition is one gather.
+"""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch import fx
+from torch.nn import functional as F
+
+from sdtm_fx.rewriting.work import BlockWork, Pass
+from sdtm_fx.runtime import ops
+
+_ELEMENTWISE_MODULES = (
+    torch.nn.GELU, torch.nn.SiLU, torch.nn.ReLU, torch.nn.Sigmoid, torch.nn.Tanh, torch.nn.Mish,
+    torch.nn.Dropout, torch.nn.Identity,
+)  # fmt: skip
+_ELEMENTWISE = {
+    operator.mul, operator.truediv, operator.add, operator.sub, operator.neg,
+    torch.mul, torch.add, torch.sub, torch.clamp, torch.clip,
+    F.gelu, F.silu, F.relu, F.tanh,
+}  # fmt: skip
+_ELEMENTWISE_METHODS = {"mul", "add", "sub", "to", "type_as", "clip", "clamp", "contiguous"}
+
+
+def sink_unmerge(work: BlockWork) -> int:
+    """Move every unmerge as far down as it goes; returns the number of moves."""
+    if not work.recipe.passes.sink_unmerge:
+        return 0
+    moves = 0
+    pending = work.calls(ops.unmerge_tokens)
+    while pending:
+        unmerge = pending.pop()
+        moved = _sink_once(work, unmerge)
+        if moved is not None:
+            moves += 1
+            pending.append(moved)
+    work.drop_unused()
+    return moves
+
+
+def _sink_once(work: BlockWork, unmerge: fx.Node) -> fx.Node | None:
+    users = list(unmerge.users)
+    if len(users) != 1:
+        return None
+    user = users[0]
+    if not (_works_per_token(work, user, unmerge) or _joins_same_plan(user, unmerge)):
+        return None
+    plan = unmerge.args[0]
+    merged = [n for n in user.all_input_nodes if n.target is ops.unmerge_tokens and n.args[0] is plan]
+    for node in merged:
+        user.replace_input_with(node, node.args[1])  # type: ignore[arg-type]
+    after = list(user.users)
+    with work.graph.inserting_after(user):
+        below = work.graph.call_function(ops.unmerge_tokens, (plan, user))
+    below.meta["val"] = user.meta["val"]
+    below.meta["site"] = "+".join(n.meta["site"] for n in merged)
+    for node in after:
+        node.replace_input_with(user, below)
+    for node in merged:
+        work.graph.erase_node(node)
+    return below
+
+
+def _works_per_token(work: BlockWork, user: fx.Node, unmerge: fx.Node) -> bool:
+    """Whether a node computes each token of `unmerge` from that token and from values without a token axis."""
+    if user.op == "call_module":
+        module = work.block.get_submodule(str(user.target))
+        return isinstance(module, _ELEMENTWISE_MODULES) or type(module) is torch.nn.Linear
+    known = (user.op == "call_function" and user.target in _ELEMENTWISE) or (
+        user.op == "call_method" and user.target in _ELEMENTWISE_METHODS
+    )
+    return known and all(n is unmerge or _is_same_for_all_tokens(n) for n in user.all_input_nodes)
+
+
+def _joins_same_plan(user: fx.Node, unmerge: fx.Node) -> bool:
+    """Whether a node concatenates along the channels only what was unmerged by one plan."""
+    if user.target is not torch.cat or not is_channel_cat(user):
+        return False
+    parts = user.args[0]
+    return all(
+        p.target is ops.unmerge_tokens and p.args[0] is unmerge.args[0] and len(p.users) == 1
+        for p in parts  # type: ignore[union-attr]
+    )
+
+
+def is_channel_cat(node: fx.Node) -> bool:
+    """Whether a ``torch.cat`` joins along the last axis."""
+    dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+    return dim in (-1, node.meta["val"].ndim - 1)
+
+
+def _is_same_for_all_tokens(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    if isinstance(value, torch.Tensor):
+        return value.ndim < 2 or (value.ndim == 3 and value.shape[1] == 1)
+    return isinstance(value, int | float)
+
+
+SINK_UNMERGE = Pass("sink_unmerge", exact=True, run=sink_unmerge)

@@ -1,0 +1,1 @@
+"""Rewriting: from captured block graphs to the functions that blocks run in each variant."""

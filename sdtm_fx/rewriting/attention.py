@@ -1,0 +1,137 @@
+"""Looking into an attention module: its own graph, its attention operation, and where the image tokens are in it."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn import functional as F
+
+from sdtm_fx.capture.arguments import Signature, flatten, pick_leaves
+from sdtm_fx.capture.blocks import capture_block
+from sdtm_fx.capture.tracer import Capture
+from sdtm_fx.errors import SiteError
+from sdtm_fx.sites.region import descends_from
+
+
+@dataclass(frozen=True)
+class AttentionGraph:
+    """An attention module as a graph of its own.
+
+    Attributes:
+        graph: The graph; its placeholders are the leaves of the call.
+        module: The attention module.
+        arguments: The nodes of the block graph that are passed for the placeholders.
+        operation: The node that computes attention.
+        query: Its query, [B, H, L, d] or [B, L, H, d].
+        key: Its key, alike.
+        sequence: The axis of L in query and key.
+        entry: The placeholder that carries the site's tokens.
+    """
+
+    graph: fx.Graph
+    module: torch.nn.Module
+    arguments: list[Any]
+    operation: fx.Node
+    query: fx.Node
+    key: fx.Node
+    sequence: int
+    entry: fx.Node
+
+
+def open_attention(call: fx.Node, module: torch.nn.Module, slot: int | str, where: str) -> AttentionGraph:
+    """Trace an attention module as it is called in a block graph.
+
+    Args:
+        call: The call of the module, arguments with example values.
+        module: The module.
+        slot: Where the tokens stand in the call.
+        where: The site, for messages.
+
+    Raises:
+        SiteError: The module does not hold exactly one attention operation.
+    """
+    signature = Signature.of(type(module).forward)
+    bound = signature.bind(call.args, call.kwargs)
+    capture = _capture_call(bound, module)
+    operations = [n for n in capture.graph.nodes if _is_attention(n)]
+    if len(operations) != 1:
+        raise SiteError(f"{where}: {type(module).__name__} computes attention {len(operations)} times, expected once")
+    operation = operations[0]
+    tokens = signature.names[slot] if isinstance(slot, int) else slot
+    return AttentionGraph(
+        graph=capture.graph,
+        module=module,
+        arguments=pick_leaves(capture.key, bound),
+        operation=operation,
+        query=_operand(operation, 0, "query"),
+        key=_operand(operation, 1, "key"),
+        sequence=1 if operation.target is dispatch_attention_fn else 2,
+        entry=next(n for n in capture.graph.nodes if n.op == "placeholder" and n.target == tokens),
+    )
+
+
+def has_attention(call: fx.Node, module: torch.nn.Module) -> bool:
+    """Whether a module's own forward computes attention."""
+    capture = _capture_call(Signature.of(type(module).forward).bind(call.args, call.kwargs), module)
+    return any(_is_attention(n) for n in capture.graph.nodes)
+
+
+def _capture_call(bound: dict[str, Any], module: torch.nn.Module) -> Capture:
+    """Trace a module for a call in a block graph; a processor that is itself a module is looked into."""
+    key, leaves = flatten(fx.node.map_arg(bound, lambda n: n.meta["val"]))
+    mode = next(leaf.fake_mode for leaf in leaves if isinstance(leaf, FakeTensor))
+    opened = ("processor",) if "processor" in module._modules else ()
+    return capture_block(module, key, leaves, opened=opened, opaque=(dispatch_attention_fn,), mode=mode)
+
+
+def image_span(opened: AttentionGraph, prefix: fx.Node | None) -> tuple[Any, fx.Node]:
+    """Insert nodes for where the image tokens start among the keys, and how many they are.
+
+    Text and image are either concatenated inside the module, and then the part that comes from the site's
+    tokens is the image, or they came in as one sequence with `prefix` tokens in front.
+
+    Returns:
+        (start, length), nodes or integers, placed before the attention operation.
+    """
+    graph, axis = opened.graph, opened.sequence
+    cat = _sequence_cat(opened.key, axis)
+    with graph.inserting_before(opened.operation):
+        if cat is None:
+            total = graph.call_method("size", (opened.key, axis))
+            if prefix is None:
+                return 0, total
+            return prefix, graph.call_function(operator.sub, (total, prefix))
+        start: Any = 0
+        for part in cat.args[0]:  # type: ignore[union-attr]
+            size = graph.call_method("size", (part, axis))
+            if descends_from(part, opened.entry):  # type: ignore[arg-type]
+                return start, size
+            start = size if start == 0 else graph.call_function(operator.add, (start, size))
+    raise SiteError("no part of the keys comes from the image tokens")
+
+
+def _sequence_cat(key: fx.Node, axis: int) -> fx.Node | None:
+    node: fx.Node | None = key
+    while node is not None and node.op != "placeholder":
+        if node.target is torch.cat:
+            dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+            if dim == axis:
+                return node
+        node = next(iter(node.all_input_nodes), None)
+    return None
+
+
+def _is_attention(node: fx.Node) -> bool:
+    return node.op == "call_function" and node.target in (F.scaled_dot_product_attention, dispatch_attention_fn)
+
+
+def _operand(node: fx.Node, position: int, name: str) -> fx.Node:
+    operand = node.args[position] if position < len(node.args) else node.kwargs[name]
+    assert isinstance(operand, fx.Node)
+    return operand

@@ -1,0 +1,151 @@
+"""Programs: for one structure of block, the functions that it runs in each variant of the recipe."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from sdtm_fx.capture.arguments import Key, Leaf
+from sdtm_fx.capture.blocks import capture_block
+from sdtm_fx.capture.tracer import Capture
+from sdtm_fx.recipe.ratio import ThresholdRatio
+from sdtm_fx.recipe.schema import Recipe
+from sdtm_fx.rewriting.attention import has_attention
+from sdtm_fx.rewriting.codegen import BlockFunction, copy_graph, graph_function
+from sdtm_fx.rewriting.runner import run_passes
+from sdtm_fx.rewriting.work import BlockWork, Pass, SitePlace
+from sdtm_fx.errors import SiteError
+from sdtm_fx.runtime.call import Variant
+
+
+@dataclass(frozen=True)
+class Program:
+    """One block structure, rewritten.
+
+    Attributes:
+        functions: What a block runs, by variant; where a variant is missing, the block's own forward runs.
+        code: The generated Python of each variant.
+        applied: How often each pass applied, by variant.
+        notes: Why something was not done.
+    """
+
+    functions: dict[Variant, BlockFunction]
+    code: dict[Variant, str]
+    applied: dict[Variant, dict[str, int]]
+    notes: tuple[str, ...]
+
+
+@dataclass
+class ProgramCache:
+    """Rewrites each structure of block once.
+
+    Attributes:
+        recipe: The recipe.
+        programs: By structure: the text of the captured graph, the types of its leaves, the sites in it.
+    """
+
+    recipe: Recipe
+    programs: dict[tuple[object, ...], Program] = field(default_factory=dict)
+
+    def program(
+        self, block: torch.nn.Module, key: Key, leaves: list[Leaf], places: tuple[SitePlace, ...]
+    ) -> Program:
+        """Capture a block for one structure of call, and rewrite it unless an equal one was.
+
+        Args:
+            block: The block; it is not changed.
+            key: Structure of the call.
+            leaves: Example values, fake or real.
+            places: The sites of the recipe in this block.
+
+        Raises:
+            CaptureError: The block cannot be traced.
+            SiteError: A site is not what the recipe says.
+            PassError: A pass failed.
+        """
+        capture = capture_block(block, key, leaves)
+        structure = (str(capture.graph), _leaf_types(block, capture), tuple((p.site_index, p.local) for p in places))
+        if structure not in self.programs:
+            self.programs[structure] = _rewrite(self.recipe, block, capture, places)
+        return self.programs[structure]
+
+
+def variants_of(recipe: Recipe) -> tuple[Variant, ...]:
+    """Every variant that some step of the recipe may run."""
+    variants: list[Variant] = []
+    for index, stage in enumerate(recipe.stages):
+        variants.append(Variant(stage=index))
+        variants.append(dense_variant(recipe, index))
+    return tuple(dict.fromkeys(variants))
+
+
+def dense_variant(recipe: Recipe, stage: int) -> Variant:
+    """What a dense step before or inside a stage does beside the model's own work."""
+    ratio = recipe.stages[stage].ratio or recipe.ratio
+    return Variant(
+        stage=None,
+        refresh=stage if recipe.reuse is not None else None,
+        measure=stage if isinstance(ratio, ThresholdRatio) else None,
+    )
+
+
+def _rewrite(
+    recipe: Recipe, block: torch.nn.Module, capture: Capture, places: tuple[SitePlace, ...]
+) -> Program:
+    passes: Sequence[Pass] = importlib.import_module("sdtm_fx.passes").PASSES
+    attention = tuple(p for p in places if recipe.sites[p.site_index].kind == "attention")
+    _confirm_kinds(recipe, block, capture, places)
+    functions: dict[Variant, BlockFunction] = {}
+    code: dict[Variant, str] = {}
+    applied: dict[Variant, dict[str, int]] = {}
+    notes: dict[str, None] = {}
+    for variant in variants_of(recipe):
+        active = tuple(p for p in places if recipe.sites[p.site_index].id in _sites_of(recipe, variant))
+        if not active and (recipe.prompt is None or not attention):
+            continue
+        if variant == Variant(stage=None) and recipe.prompt is None:
+            continue
+        work = BlockWork(copy_graph(capture.graph), block, recipe, variant, active, attention)
+        applied[variant] = run_passes(work, passes)
+        name = f"{type(block).__name__}_{_label(recipe, variant)}"
+        functions[variant] = graph_function(work.graph, block, name)
+        code[variant] = work.graph.python_code("self").src
+        notes.update(dict.fromkeys(work.notes))
+    return Program(functions, code, applied, tuple(notes))
+
+
+def _sites_of(recipe: Recipe, variant: Variant) -> tuple[str, ...]:
+    stages = {i for i in (variant.stage, variant.refresh, variant.measure) if i is not None}
+    return tuple(site for i in stages for site in recipe.stages[i].sites)
+
+
+def _label(recipe: Recipe, variant: Variant) -> str:
+    if variant.stage is not None:
+        return recipe.stages[variant.stage].name.replace("-", "_")
+    return "dense" if variant.refresh is None else f"dense_for_{recipe.stages[variant.refresh].name}".replace("-", "_")
+
+
+def _leaf_types(block: torch.nn.Module, capture: Capture) -> tuple[tuple[str, type, bool], ...]:
+    """What passes may ask about the modules that a graph calls, beside the graph itself."""
+    names = dict.fromkeys(str(n.target) for n in capture.graph.nodes if n.op == "call_module")
+    modules = [(name, block.get_submodule(name)) for name in names]
+    return tuple((name, type(m), "forward" in m.__dict__) for name, m in modules)
+
+
+def _confirm_kinds(
+    recipe: Recipe, block: torch.nn.Module, capture: Capture, places: tuple[SitePlace, ...]
+) -> None:
+    """Check that attention sites compute attention, and feed-forward sites do not."""
+    for place in places:
+        spec = recipe.sites[place.site_index]
+        calls = [n for n in capture.graph.nodes if n.op == "call_module" and n.target == place.local]
+        for call in calls:
+            found = has_attention(call, block.get_submodule(place.local))
+            if found != (spec.kind == "attention"):
+                raise SiteError(
+                    f"site {spec.id!r} at {place.path} is said to be {spec.kind}, but it "
+                    f"{'computes' if found else 'does not compute'} attention"
+                )

@@ -1,0 +1,99 @@
+"""What passes work on: the graph of one block structure, in one variant."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import fx
+
+from sdtm_fx.capture.guards import expect
+from sdtm_fx.recipe.schema import Recipe, Stage
+from sdtm_fx.runtime import ops
+from sdtm_fx.runtime.call import Variant
+from sdtm_fx.sites.locating import Site
+
+
+@dataclass(frozen=True)
+class SitePlace:
+    """A site before its node is located: the recipe's words, and where the module is."""
+
+    site_index: int
+    local: str
+    path: str
+
+
+@dataclass
+class BlockWork:
+    """One block graph while passes rewrite it.
+
+    Attributes:
+        graph: The graph; passes change it in place.
+        block: A block of this structure; it is not changed.
+        recipe: The recipe.
+        variant: Which steps the graph is for.
+        places: Sites of the recipe in this block that this variant handles.
+        attention_places: All attention sites in this block, handled or not: statistics are read there.
+        sites: The located sites, by id; filled by the first pass.
+        context: The placeholder of the `BlockContext`; added by the first pass.
+        notes: Why something was not done, for `explain`.
+    """
+
+    graph: fx.Graph
+    block: torch.nn.Module
+    recipe: Recipe
+    variant: Variant
+    places: tuple[SitePlace, ...]
+    attention_places: tuple[SitePlace, ...] = ()
+    sites: dict[str, Site] = field(default_factory=dict)
+    context: fx.Node | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def stage(self) -> Stage | None:
+        """The stage that the graph merges for, None in a graph for dense steps."""
+        return None if self.variant.stage is None else self.recipe.stages[self.variant.stage]
+
+    @property
+    def merges(self) -> bool:
+        """Whether tokens are merged, as opposed to stored on a dense step or forecast altogether."""
+        return self.stage is not None and self.stage.method.name != "skip"
+
+    @property
+    def ctx(self) -> fx.Node:
+        """The context placeholder."""
+        assert self.context is not None, "locate_sites runs first"
+        return self.context
+
+    def drop_unused(self) -> None:
+        """Remove what nothing uses any more, except what acts by itself (guards, stores, in-place work)."""
+        self.graph.eliminate_dead_code(is_impure_node=_acts)
+
+    def calls(self, *functions: Callable[..., object]) -> list[fx.Node]:
+        """The nodes that call one of `functions`, in order."""
+        return [n for n in self.graph.nodes if n.op == "call_function" and n.target in functions]
+
+
+def _acts(node: fx.Node) -> bool:
+    if node.op == "call_function":
+        return node.target in (expect, operator.setitem, ops.store_feature)
+    if node.op == "call_method":
+        return str(node.target).endswith("_")
+    return node.op in ("placeholder", "output")
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One graph rewrite.
+
+    Attributes:
+        name: What messages and `explain` call it.
+        exact: Whether it leaves the computed function as it is (up to the shapes of matrix products).
+        run: The rewrite; changes the work's graph and returns how often it applied.
+    """
+
+    name: str
+    exact: bool
+    run: Callable[[BlockWork], int]

@@ -1,0 +1,116 @@
+"""A rewritten block: which function runs in its place, for this call and this phase."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from sdtm_fx.capture.arguments import Key, Leaf, Signature, flatten
+from sdtm_fx.capture.guards import GuardFailed
+from sdtm_fx.capture.hooked import clear_inner_forward, set_inner_forward
+from sdtm_fx.rewriting.programs import Program, ProgramCache
+from sdtm_fx.rewriting.work import SitePlace
+from sdtm_fx.runtime.call import BlockContext
+from sdtm_fx.runtime.runtime import Runtime
+
+ATTRIBUTE = "_sdtm_fx"
+
+
+@dataclass
+class BlockBinding:
+    """Ties one block to the runtime.
+
+    Attributes:
+        runtime: Says which phase it is.
+        cache: Rewrites structures of calls that have not been seen yet.
+        path: Module path of the block.
+        index: Its place in the order of execution.
+        signature: Parameters of its forward.
+        places: The sites of the recipe in it.
+        programs: Rewritten programs by structure of call.
+        fingerprint: What the programs assume about the block's modules.
+        former: The inner forward that was replaced, if one was set on the instance.
+    """
+
+    runtime: Runtime
+    cache: ProgramCache
+    path: str
+    index: int
+    signature: Signature
+    places: tuple[SitePlace, ...]
+    programs: dict[Key, Program] = field(default_factory=dict)
+    fingerprint: tuple[Any, ...] = ()
+    former: Callable[..., Any] | None = None
+
+    def run(self, block: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the block's function for the current phase, or its own forward where nothing is rewritten."""
+        call = self.runtime.call
+        if call is None or call.variant is None:
+            return self._own(block, args, kwargs)
+        key, leaves = flatten(self.signature.bind(args, kwargs))
+        program = self.programs.get(key)
+        if program is None:
+            program = self._learn(block, key, leaves)
+        function = program.functions.get(call.variant)
+        if function is None:
+            return self._own(block, args, kwargs)
+        context = BlockContext(call, self.index, self.runtime.planned)
+        try:
+            return function(block, context, *leaves)
+        except GuardFailed:
+            function = self._learn(block, key, leaves).functions[call.variant]
+            return function(block, context, *leaves)
+
+    def check_modules(self, block: torch.nn.Module) -> None:
+        """Forget programs whose assumptions no longer hold (a LoRA was loaded, a processor was swapped)."""
+        now = fingerprint(block)
+        if now != self.fingerprint:
+            self.programs.clear()
+            self.fingerprint = now
+
+    def install(self, block: torch.nn.Module) -> None:
+        """Make the block run this binding."""
+        self.fingerprint = fingerprint(block)
+        block.__dict__[ATTRIBUTE] = self
+        forward = types.MethodType(_rewritten_forward(type(block)), block)
+        self.former = set_inner_forward(block, forward)
+
+    def uninstall(self, block: torch.nn.Module) -> None:
+        """Give the block its own forward back."""
+        clear_inner_forward(block, self.former)
+        del block.__dict__[ATTRIBUTE]
+
+    def _own(self, block: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.former is not None:
+            return self.former(*args, **kwargs)
+        return type(block).forward(block, *args, **kwargs)
+
+    def _learn(self, block: torch.nn.Module, key: Key, leaves: list[Leaf]) -> Program:
+        program = self.cache.program(block, key, leaves, self.places)
+        self.programs[key] = program
+        return program
+
+
+@functools.cache
+def _rewritten_forward(kind: type[torch.nn.Module]) -> Callable[..., Any]:
+    """One forward per block class, with the signature of the class's own."""
+
+    @functools.wraps(kind.forward)
+    def forward(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return self.__dict__[ATTRIBUTE].run(self, args, kwargs)
+
+    return forward
+
+
+def fingerprint(block: torch.nn.Module) -> tuple[Any, ...]:
+    """What a program assumes about a block: the types of its modules and their plain settings."""
+    return tuple(
+        (name, type(m), type(m.__dict__.get("processor")), "forward" in m.__dict__, m.__dict__.get("_chunk_size"))
+        for name, m in block.named_modules()
+        if name
+    )

@@ -1,0 +1,87 @@
+"""One call of the rewritten model, as its blocks see it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from sdtm_fx.methods.base import Method
+from sdtm_fx.runtime.state import BranchState
+from sdtm_fx.schedule import Phase
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Which graph of a block runs: one per stage, and one for dense steps that have something to do.
+
+    Attributes:
+        stage: Index of the stage whose sites are merged or skipped; None for a dense step.
+        refresh: On a dense step, the stage that features are stored for.
+        measure: A dense step that counts what lies above the threshold of this stage (SDTM*).
+    """
+
+    stage: int | None
+    refresh: int | None = None
+    measure: int | None = None
+
+
+@dataclass(frozen=True)
+class Call:
+    """What all blocks of one model call share.
+
+    Attributes:
+        variant: The graphs to run; None when this step changes nothing at all.
+        phase: The phase of the schedule.
+        method: The stage's method, None on dense steps.
+        grid: (height, width) in tokens.
+        halves: CFG halves in the batch that share one plan (1: every sample has its own).
+        share_batch: One plan for the whole batch.
+        every_layers: Blocks per plan group.
+        one_age_counter: One age counter for all groups, advanced at every plan (the released form).
+        advance_ages: Whether this call is the first of its step; ages count steps.
+        state: What the branch keeps across steps.
+        shift_features: Whether a refresh moves the stored features to `older`.
+        forecast_order: 0 or 1.
+        forecast_weight: Share of the new value at merged positions.
+        threshold: Score above which windows merge (SDTM*), or None.
+        salt: 0-d int64 tensor for hash-based draws, or None.
+        prompt_bias: 0-d float tensor added to the logits of text keys, or None.
+    """
+
+    variant: Variant | None
+    phase: Phase
+    method: Method | None
+    grid: tuple[int, int]
+    halves: int
+    share_batch: bool
+    every_layers: int
+    one_age_counter: bool
+    advance_ages: bool
+    state: BranchState
+    shift_features: bool
+    forecast_order: int
+    forecast_weight: float
+    threshold: float | None
+    salt: torch.Tensor | None
+    prompt_bias: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class BlockContext:
+    """The first argument of every rewritten block graph.
+
+    Attributes:
+        call: The model call in progress.
+        block: Index of the block, in the order of execution.
+        planned: Plans made in this call, by group; blocks of a group share one.
+    """
+
+    call: Call
+    block: int
+    planned: dict[int, object]
+
+    @property
+    def group(self) -> int:
+        """The plan group of the block."""
+        return self.block // self.call.every_layers

@@ -1,0 +1,166 @@
+"""The operations that passes insert into block graphs.
+
+Each is a plain function of tensors and a `BlockContext`, so that a graph prints as readable Python and
+torch.compile sees through it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from sdtm_fx.errors import PlanError
+from sdtm_fx.methods.base import TokenView
+from sdtm_fx.plan import MergePlan
+from sdtm_fx.runtime.call import BlockContext
+from sdtm_fx.runtime.state import Feature
+
+
+def plan_tokens(ctx: BlockContext, metric: torch.Tensor, attention: torch.Tensor | None = None) -> MergePlan:
+    """Make the merge plan of a block, or take the one that it shares.
+
+    Args:
+        ctx: The block in the current call.
+        metric: Tokens that similarity is computed from, [B, N, D].
+        attention: Attention that each token received, [B, N], for methods that need it.
+
+    Raises:
+        PlanError: The tokens are not those of the grid, or the batch does not split into CFG halves.
+    """
+    call, group = ctx.call, ctx.group
+    planned = ctx.planned.get(group)
+    if planned is not None:
+        return planned  # type: ignore[return-value]
+    if not call.phase.fresh_plan and group in call.state.plans:
+        return call.state.plans[group]
+    view = _view(ctx, metric, attention)
+    plan = call.method.plan(view, call.phase.remove)  # type: ignore[union-attr]
+    if view.ages is not None and (call.one_age_counter or call.advance_ages):
+        view.ages.copy_(plan.next_ages(view.ages))
+    if call.threshold is not None:
+        call.state.above[group] = call.method.count_above(view, call.threshold).amin()  # type: ignore[union-attr]
+    if not call.share_batch and call.halves > 1:
+        plan = plan.repeat(call.halves)
+    ctx.planned[group] = plan
+    call.state.plans[group] = plan
+    return plan
+
+
+def measure_tokens(ctx: BlockContext, tokens: torch.Tensor, prefix: int) -> torch.Tensor:
+    """On a dense step of SDTM*, count what could be merged, and hand the tokens on unchanged."""
+    call = ctx.call
+    if ctx.group not in ctx.planned:
+        view = _view(ctx, tokens[:, prefix:], None)
+        above = call.method.count_above(view, call.threshold)  # type: ignore[union-attr]
+        call.state.above[ctx.group] = ctx.planned[ctx.group] = above.amin()
+    return tokens
+
+
+def _view(ctx: BlockContext, metric: torch.Tensor, attention: torch.Tensor | None) -> TokenView:
+    call = ctx.call
+    height, width = call.grid
+    if metric.shape[1] != height * width:
+        raise PlanError(
+            f"block {ctx.block} has {metric.shape[1]} image tokens, the grid is {height}x{width} = {height * width}; "
+            "check `tokens.grid` and the sites' `prefix` in the recipe"
+        )
+    metric = _shared(metric, call.share_batch, call.halves)
+    if attention is not None:
+        attention = _shared(attention, call.share_batch, call.halves)
+    ages = None
+    if "ages" in call.method.needs:  # type: ignore[union-attr]
+        key = 0 if call.one_age_counter else ctx.group
+        if key not in call.state.ages:
+            call.state.ages[key] = torch.zeros(metric.shape[:2], dtype=torch.int32, device=metric.device)
+        ages = call.state.ages[key]
+    salt = 0 if call.salt is None else call.salt + ctx.group
+    return TokenView(metric, call.grid, ages, attention, salt)
+
+
+def _shared(values: torch.Tensor, whole_batch: bool, halves: int) -> torch.Tensor:
+    """Average over what shares a plan: [B, ...] to [1, ...] or [B / halves, ...]."""
+    if whole_batch:
+        return values.mean(0, keepdim=True)
+    if halves == 1:
+        return values
+    return values.unflatten(0, (halves, -1)).mean(0)
+
+
+def after_prefix(plan: MergePlan, length: int) -> MergePlan:
+    """The plan of a sequence that starts with `length` tokens which stay as they are."""
+    return plan.after_prefix(length)
+
+
+def image_tokens(tokens: torch.Tensor, prefix: int) -> torch.Tensor:
+    """[B, T + N, D] to [B, N, D]: the sequence without the `prefix` tokens in front of the image."""
+    return tokens[:, prefix:]
+
+
+def merge_tokens(plan: MergePlan, tokens: torch.Tensor) -> torch.Tensor:
+    """[B, N, D] to [B, M, D]: one row per slot, the mean of its tokens."""
+    return plan.merge(tokens)
+
+
+def unmerge_tokens(plan: MergePlan, tokens: torch.Tensor) -> torch.Tensor:
+    """[B, M, D] to [B, N, D]: every token gets the row of its slot."""
+    return plan.unmerge(tokens)
+
+
+def gather_rotary(plan: MergePlan, table: torch.Tensor) -> torch.Tensor:
+    """[T + N, D] to [T + M, D]: each slot takes the position of the token that represents it.
+
+    The first T rows belong to tokens in front of the image (text) and stay.
+
+    Raises:
+        PlanError: The plan differs between samples; one table cannot serve them.
+    """
+    if plan.positions.shape[0] != 1:
+        raise PlanError(
+            "rotary tables have no batch axis, so merged attention needs one plan for the batch: "
+            "add `batch` to plan.share in the recipe"
+        )
+    prefix = table.shape[0] - plan.tokens
+    return table.index_select(0, plan.after_prefix(prefix).positions[0])
+
+
+def linear_part(
+    linear: torch.nn.Linear, tokens: torch.Tensor, start: int, stop: int, with_bias: bool
+) -> torch.Tensor:
+    """Apply columns `start` to `stop` of a linear layer's weight: its share of a concatenated input."""
+    return F.linear(tokens, linear.weight[:, start:stop], linear.bias if with_bias else None)
+
+
+def store_feature(ctx: BlockContext, value: torch.Tensor, site: str) -> torch.Tensor:
+    """On a refresh step, keep a site's dense output for later forecasts; returns it unchanged."""
+    features, key = ctx.call.state.features, (ctx.block, site)
+    if key in features:
+        features[key].record(value, ctx.call.shift_features)
+    else:
+        older = value.detach().clone() if ctx.call.forecast_order == 1 else None
+        features[key] = Feature(value.detach().clone(), older)
+    return value
+
+
+def forecast_feature(ctx: BlockContext, site: str) -> torch.Tensor:
+    """Forecast a site's output from its dense steps: a copy (order 0) or a straight line (order 1)."""
+    feature = ctx.call.state.features[(ctx.block, site)]
+    if feature.older is None:
+        return feature.newer
+    slope = ctx.call.state.slope
+    return torch.lerp(feature.newer, feature.older, -slope.to(feature.newer.dtype))  # type: ignore[union-attr]
+
+
+def blend_forecast(ctx: BlockContext, plan: MergePlan, tokens: torch.Tensor, site: str) -> torch.Tensor:
+    """Unmerge, and let merged positions take only `forecast_weight` of the new value.
+
+    The rest comes from the forecast; tokens that stayed on their own keep their new value.
+    """
+    share = plan.merged_mask.unsqueeze(-1).to(tokens.dtype) * (1.0 - ctx.call.forecast_weight)
+    return torch.lerp(plan.unmerge(tokens), forecast_feature(ctx, site), share)
+
+
+def prompt_mask(ctx: BlockContext, tokens: torch.Tensor, start: int, image: int, length: int) -> torch.Tensor:
+    """Additive attention mask [1, 1, 1, length]: the prompt's log-weight on every key that is no image token."""
+    position = torch.arange(length, device=tokens.device)
+    is_text = (position < start) | (position >= start + image)
+    return (is_text * ctx.call.prompt_bias).to(tokens.dtype).reshape(1, 1, 1, length)

@@ -1,0 +1,199 @@
+"""The runtime of one rewritten model: at each call it finds the phase, and hands it to the blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from sdtm_fx.capture.arguments import Signature
+from sdtm_fx.clock import Clock, Moment
+from sdtm_fx.recipe.ratio import ThresholdRatio
+from sdtm_fx.recipe.schema import Recipe
+from sdtm_fx.rewriting.programs import dense_variant
+from sdtm_fx.runtime.call import Call, Variant
+from sdtm_fx.runtime.grid import GridReader
+from sdtm_fx.runtime.state import BranchState, RunState
+from sdtm_fx.schedule import Phase, Schedule, build_schedule
+
+_TIMESTEPS = ("timestep", "timesteps", "t")
+
+
+@dataclass
+class Runtime:
+    """Everything that changes while a rewritten model runs; blocks read `call`.
+
+    Attributes:
+        recipe: The recipe.
+        clock: Says which step it is.
+        signature: Parameters of the model's forward.
+        guided: Whether the pipeline in charge stacks CFG halves in one batch.
+        cost: MACs of a step, for the schedule.
+        state: What lives across steps.
+        call: The model call in progress, None outside of one.
+    """
+
+    recipe: Recipe
+    clock: Clock
+    signature: Signature
+    guided: Callable[[], bool]
+    cost: Callable[[tuple[int, int]], Callable[[int | None, int], float]] | None = None
+    state: RunState = field(default_factory=RunState)
+    call: Call | None = None
+    planned: dict[int, object] = field(default_factory=dict)
+    manual_halves: int | None = None
+
+    def __post_init__(self) -> None:
+        self._grid = GridReader(self.recipe.tokens.grid)
+        self._schedules: dict[tuple[int, tuple[int, int]], Schedule] = {}
+        self._generation: int | None = None
+        self._evaluation: tuple[int, int] | None = None
+        self._calls_in_evaluation = 0
+        self._steps_begun: set[tuple[Hashable, int]] = set()
+        self.context_name: str | None = None
+        self.last: tuple[Moment, tuple[int, int], int] | None = None
+
+    def schedule(self, steps: int, grid: tuple[int, int]) -> Schedule:
+        """The schedule of a generation, made once per number of steps and grid."""
+        key = (steps, grid)
+        if key not in self._schedules:
+            cost = self.cost(grid) if self.cost is not None else None
+            self._schedules[key] = build_schedule(self.recipe, steps=steps, grid=grid, cost=cost)
+        return self._schedules[key]
+
+    def begin(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """Prepare a call of the model: find step, grid, phase and state. Runs before its forward.
+
+        Returns:
+            Whether a new generation starts.
+
+        Raises:
+            ClockError: The step is not known.
+            PlanError: The grid is not known.
+            ScheduleError: The recipe cannot be scheduled for this number of steps and this grid.
+        """
+        arguments = self.signature.bind(args, kwargs)
+        timestep = next((arguments[n] for n in _TIMESTEPS if arguments.get(n) is not None), None)
+        moment = self.clock.moment(timestep)
+        grid = self._grid.read(arguments)
+        tensor = next(v for v in arguments.values() if isinstance(v, torch.Tensor))
+        batch = tensor.shape[0]
+        starts = self._note_time(moment)
+        halves = self._halves(batch)
+        branch = (self.context_name or self._calls_in_evaluation, batch, grid)
+        self._calls_in_evaluation += 1
+        state = self.state.branch(branch)
+        self.call = self._make_call(moment, grid, branch, state, halves, tensor.device)
+        self.planned = {}
+        self.last = (moment, grid, batch)
+        return starts
+
+    def end(self) -> None:
+        """Leave the call; blocks that are called on their own then run their own forward."""
+        self.call = None
+        self.planned = {}
+
+    def _note_time(self, moment: Moment) -> bool:
+        starts = moment.generation != self._generation
+        if moment.generation != self._generation:
+            self._generation = moment.generation
+            self.state.clear()
+            self._steps_begun.clear()
+        if (moment.generation, moment.evaluation) != self._evaluation:
+            self._evaluation = (moment.generation, moment.evaluation)
+            self._calls_in_evaluation = 0
+        return starts
+
+    def _halves(self, batch: int) -> int:
+        """CFG halves stacked in this call's batch, where they share a plan."""
+        if "cfg" not in self.recipe.plan.share:
+            return 1
+        if self.manual_halves is not None:
+            return self.manual_halves
+        # A second call in one step (skip-layer guidance) and calls in a named context hold one half only.
+        stacked = self._calls_in_evaluation == 0 and self.context_name is None and self.guided()
+        return 2 if stacked and batch % 2 == 0 else 1
+
+    def _make_call(
+        self,
+        moment: Moment,
+        grid: tuple[int, int],
+        branch: Hashable,
+        state: BranchState,
+        halves: int,
+        device: torch.device,
+    ) -> Call:
+        recipe, step = self.recipe, moment.step
+        schedule = self.schedule(moment.count, grid)
+        phase = self._phase(schedule, step, state)
+        served = phase.stage if phase.stage is not None else _next_stage(schedule, step)
+        stage = None if served is None else recipe.stages[served]
+        if phase.stage is not None:
+            variant: Variant | None = Variant(stage=phase.stage)
+        else:
+            variant = Variant(stage=None) if served is None else dense_variant(recipe, served)
+            for ages in state.ages.values():
+                ages.zero_()  # on a dense step every token is on its own
+        shift = phase.refresh and state.set_refreshed(step)
+        if recipe.reuse is not None and recipe.reuse.order == 1 and phase.stage is not None:
+            state.set_slope(step, device)
+        ratio = recipe.ratio if stage is None or stage.ratio is None else stage.ratio
+        first = (branch, step) not in self._steps_begun
+        self._steps_begun.add((branch, step))
+        return Call(
+            variant=None if variant == Variant(stage=None) and recipe.prompt is None else variant,
+            phase=phase,
+            method=None if stage is None else stage.method,
+            grid=grid,
+            halves=halves,
+            share_batch="batch" in recipe.plan.share,
+            every_layers=recipe.plan.every_layers,
+            one_age_counter=recipe.plan.ages == "call",
+            advance_ages=first,
+            state=state,
+            shift_features=shift,
+            forecast_order=recipe.reuse.order if recipe.reuse is not None else 0,
+            forecast_weight=recipe.reuse.weight if recipe.reuse is not None else 1.0,
+            threshold=ratio.threshold if isinstance(ratio, ThresholdRatio) else None,
+            salt=torch.tensor(recipe.seed * 1_000_003 + step * 1_009, device=device),
+            prompt_bias=self._prompt_bias(moment, device),
+        )
+
+    def _phase(self, schedule: Schedule, step: int, state: BranchState) -> Phase:
+        """The phase of the step, or a refresh where this branch lacks the features that it asks for."""
+        phase = schedule.phase(step)
+        if schedule.choices[step]:
+            phase = schedule.phase_for_count(step, _measured(state))
+        needs_features = phase.stage is not None and self.recipe.reuse is not None
+        if needs_features:
+            scheduled = schedule.last_refresh(step)
+            if not state.refreshed or (scheduled is not None and state.refreshed[0] < scheduled):
+                return Phase(stage=None, remove=0, refresh=True)
+        return phase
+
+    def _prompt_bias(self, moment: Moment, device: torch.device) -> torch.Tensor | None:
+        prompt = self.recipe.prompt
+        if prompt is None:
+            return None
+        done = moment.step / max(moment.count - 1, 1)
+        return torch.tensor(prompt.start + (prompt.end - prompt.start) * done, device=device).log()
+
+
+def _measured(state: BranchState) -> int | None:
+    """The mean over the blocks of what lies above the threshold; waits for the device, once per step."""
+    if not state.above:
+        return None
+    return int(torch.stack(list(state.above.values())).double().mean().item())
+
+
+def _next_stage(schedule: Schedule, step: int) -> int | None:
+    """The stage of the next step that is not dense: what a dense step stores features for."""
+    for later in range(step, schedule.steps):
+        stage = schedule.phase(later).stage
+        if stage is None and schedule.choices[later]:
+            stage = schedule.phases[schedule.choices[later][-1]].stage
+        if stage is not None:
+            return stage
+    return None
