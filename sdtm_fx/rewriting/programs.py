@@ -26,16 +26,20 @@ class Program:
     """One block structure, rewritten.
 
     Attributes:
+        dense: The captured graph itself, as a function: what the block computes unchanged.
         functions: What a block runs, by variant; where a variant is missing, the block's own forward runs.
         code: The generated Python of each variant.
         applied: How often each pass applied, by variant.
         notes: Why something was not done.
+        places: The sites in it.
     """
 
+    dense: BlockFunction
     functions: dict[Variant, BlockFunction]
     code: dict[Variant, str]
     applied: dict[Variant, dict[str, int]]
     notes: tuple[str, ...]
+    places: tuple[SitePlace, ...]
 
 
 @dataclass
@@ -114,7 +118,8 @@ def _rewrite(
         functions[variant] = graph_function(work.graph, block, name)
         code[variant] = work.graph.python_code("self").src
         notes.update(dict.fromkeys(work.notes))
-    return Program(functions, code, applied, tuple(notes))
+    dense = graph_function(capture.graph, block, f"{type(block).__name__}_captured")
+    return Program(dense, functions, code, applied, tuple(notes), places)
 
 
 def _sites_of(recipe: Recipe, variant: Variant) -> tuple[str, ...]:

@@ -16,7 +16,8 @@ from sdtm_fx.rewriting.programs import dense_variant
 from sdtm_fx.runtime.call import Call, Variant
 from sdtm_fx.runtime.grid import GridReader
 from sdtm_fx.runtime.state import BranchState, RunState
-from sdtm_fx.schedule import Phase, Schedule, build_schedule
+from sdtm_fx.phase import Phase, Schedule
+from sdtm_fx.schedule import build_schedule
 
 _TIMESTEPS = ("timestep", "timesteps", "t")
 

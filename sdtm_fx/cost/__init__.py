@@ -1,0 +1,1 @@
+"""The cost of a step in multiply-accumulates, dense and merged."""

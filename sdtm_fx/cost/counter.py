@@ -1,0 +1,131 @@
+"""Counting multiply-accumulates while code runs, on real or fake tensors.
+
+torch's own flop counter sees operations after decomposition, where a linear layer on a strided input and
+attention proper are both a batched product; the paper's convention needs them apart. This one looks at the
+functions that modules call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+
+@dataclass(frozen=True)
+class Macs:
+    """Multiply-accumulates, counted twice.
+
+    Attributes:
+        linear: Linear layers and convolutions only, the convention of the SDTM paper.
+        total: All of them, attention and the search for tokens to merge included.
+    """
+
+    linear: float = 0.0
+    total: float = 0.0
+
+    @property
+    def attention(self) -> float:
+        """Everything that is not a linear layer."""
+        return self.total - self.linear
+
+    def __add__(self, other: Macs) -> Macs:
+        return Macs(self.linear + other.linear, self.total + other.total)
+
+    def __sub__(self, other: Macs) -> Macs:
+        return Macs(self.linear - other.linear, self.total - other.total)
+
+    def __mul__(self, factor: float) -> Macs:
+        return Macs(self.linear * factor, self.total * factor)
+
+
+_CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
+_PRODUCTS = (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.bmm, torch.Tensor.bmm)
+
+
+class MacCounter(TorchFunctionMode):
+    """Counts what runs inside its ``with`` block.
+
+    Attributes:
+        macs: All that was counted.
+        inside: What was counted during calls of the modules given to `watching`, by their name.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.macs = Macs()
+        self.inside: dict[str, Macs] = {}
+        self._open: list[str] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run a function and count it."""
+        result = func(*args, **(kwargs or {}))
+        self._add(_count(func, args, dict(kwargs or {}), result))
+        return result
+
+    @contextlib.contextmanager
+    def watching(self, modules: Mapping[str, torch.nn.Module]) -> Iterator[None]:
+        """Count separately what runs inside some modules, while the block lasts."""
+        handles = []
+        for name, module in modules.items():
+            self.inside[name] = Macs()
+            handles.append(module.register_forward_pre_hook(lambda *_, name=name: self._open.append(name)))
+            handles.append(module.register_forward_hook(lambda *_: _drop(self._open)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _add(self, macs: Macs) -> None:
+        self.macs = self.macs + macs
+        for name in self._open:
+            self.inside[name] = self.inside[name] + macs
+
+
+def _drop(names: list[str]) -> None:
+    names.pop()
+
+
+def _count(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Macs:
+    if func is F.linear:
+        weight = args[1] if len(args) > 1 else kwargs["weight"]
+        macs = result.numel() * weight.shape[-1]
+        return Macs(macs, macs)
+    if func in _CONVOLUTIONS:
+        weight = args[1] if len(args) > 1 else kwargs["weight"]
+        macs = result.numel() * weight[0].numel()
+        return Macs(macs, macs)
+    if func is F.scaled_dot_product_attention:
+        query, key = (args[0], args[1]) if len(args) > 1 else (kwargs["query"], kwargs["key"])
+        keys = key.shape[-2]
+        return Macs(0.0, query.numel() * keys + result.numel() * keys)
+    if func in _PRODUCTS:
+        return Macs(0.0, result.numel() * args[0].shape[-1])
+    if func is torch.baddbmm:
+        return Macs(0.0, result.numel() * args[1].shape[-1])
+    if func is torch.einsum:
+        return Macs(0.0, _einsum(args))
+    return Macs()
+
+
+def _einsum(args: tuple[Any, ...]) -> float:
+    """The product of all sizes that occur in a contraction of two tensors."""
+    operands = args[1] if isinstance(args[1], list | tuple) else args[1:]
+    inputs = args[0].replace(" ", "").split("->")[0].split(",")
+    sizes = {
+        letter: size
+        for term, tensor in zip(inputs, operands, strict=True)
+        for letter, size in zip(term, tensor.shape, strict=True)
+    }
+    product = 1.0
+    for size in sizes.values():
+        product *= size
+    return product
