@@ -1,0 +1,91 @@
+"""Merging methods, one per file, and `plan_merge` to call them by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter, ValidationError
+from torch import Tensor
+
+from sdtm_fx.errors import PlanError, nearest
+from sdtm_fx.methods.base import Method, OptionError, TokenView
+from sdtm_fx.methods.fidm import FIDM
+from sdtm_fx.methods.idm import IDM
+from sdtm_fx.methods.local_match import LocalMatch
+from sdtm_fx.methods.skip import Skip
+from sdtm_fx.methods.ssm import SSM
+from sdtm_fx.methods.tome import ToMe
+from sdtm_fx.plan import MergePlan
+
+__all__ = [
+    "FIDM",
+    "IDM",
+    "METHODS",
+    "SSM",
+    "AnyMethod",
+    "LocalMatch",
+    "Method",
+    "OptionError",
+    "Skip",
+    "ToMe",
+    "TokenView",
+    "plan_merge",
+]
+
+METHODS: Mapping[str, type[Method]] = MappingProxyType(
+    {"ssm": SSM, "idm": IDM, "fidm": FIDM, "local_match": LocalMatch, "tome": ToMe, "skip": Skip}
+)
+"""The methods by the name that recipes use."""
+
+AnyMethod = Annotated[SSM | IDM | FIDM | LocalMatch | ToMe | Skip, Field(discriminator="name")]
+"""The type of a recipe's `method` key; `name` says which one it is."""
+
+
+def plan_merge(
+    method: str | Method,
+    metric: Tensor,
+    *,
+    grid: tuple[int, int],
+    remove: int,
+    ages: Tensor | None = None,
+    attention: Tensor | None = None,
+    salt: int | Tensor = 0,
+    **options: object,
+) -> MergePlan:
+    """Choose which tokens of a grid share a slot.
+
+    Args:
+        method: A method, or the name of one whose options follow as keywords.
+        metric: [B, N, D] float, the tokens in raster order.
+        grid: Height and width of the token grid.
+        remove: How many tokens go.
+        ages: [B, N] int32, steps since each token was last alone in its slot.
+        attention: [B, N] float, attention received by each token (`idm` needs it).
+        salt: Counter from which methods draw what they choose at random.
+        **options: Options of the named method.
+
+    Raises:
+        PlanError: No such method or option, or the plan is out of reach.
+    """
+    chosen = _make_method(method, options)
+    view = TokenView(metric=metric, grid=grid, ages=ages, attention=attention, salt=salt)
+    return chosen.plan(view, remove)
+
+
+def _make_method(method: str | Method, options: dict[str, object]) -> Method:
+    if isinstance(method, Method):
+        if options:
+            raise PlanError(f"plan_merge: found options {sorted(options)} beside a method that has its own")
+        return method
+    if method not in METHODS:
+        raise PlanError(
+            f"plan_merge: found method {method!r}; accepted {', '.join(METHODS)}{nearest(method, METHODS)}"
+        )
+    try:
+        return TypeAdapter(METHODS[method]).validate_python(options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise PlanError(f"plan_merge: {method}.{key}: {first['msg']}, found {first['input']!r}") from error

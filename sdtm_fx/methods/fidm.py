@@ -1,0 +1,49 @@
+"""FIDM: merge the most alike tokens into one token per window (SDTM as released, detail stage)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from sdtm_fx.methods.base import Method, TokenView, WindowSize, check_window
+from sdtm_fx.methods.matching import Target, best_match, choose_targets, plan_best, split_windows
+from sdtm_fx.plan import MergePlan
+from sdtm_fx.windows import Windows
+
+
+@dataclass(frozen=True, kw_only=True)
+class FIDM(Method):
+    """Attention-free detail merging: one token per window absorbs, the most similar others are merged.
+
+    Every other token of a window is compared with the absorbing tokens of all windows, which costs
+    3/16 · N² · D multiply-accumulates for 2x2 windows. Tokens that fill no window stay as they are. Slots
+    are in raster order of the tokens that represent them.
+
+    Attributes:
+        window: Height and width of a window, in tokens.
+        target: Which token of a window absorbs.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"ages"})
+
+    name: Literal["fidm"] = "fidm"
+    window: WindowSize = (2, 2)
+    target: Target = "oldest"
+
+    def _check_options(self) -> None:
+        check_window(self.window, self.name)
+
+    def capacity(self, grid: tuple[int, int]) -> int:
+        """Return (K - 1) times the number of windows."""
+        windows = Windows(grid, self.window)
+        return windows.count * (windows.size - 1)
+
+    def wants(self) -> frozenset[str]:
+        """Return "ages" when the oldest token of a window absorbs."""
+        return self.needs if self.target == "oldest" else frozenset()
+
+    def _plan(self, view: TokenView, remove: int) -> MergePlan:
+        windows = Windows(view.grid, self.window)
+        targets, sources = split_windows(windows, choose_targets(view, windows, self.target))
+        cosine, partner = best_match(view.metric, sources, targets)
+        return plan_best(sources, partner, cosine, remove, view.metric.shape[1])

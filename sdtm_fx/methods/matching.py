@@ -1,0 +1,134 @@
+"""What the matching methods share: who may absorb, who is most alike, who is merged."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sdtm_fx.hashing import hash_index
+from sdtm_fx.methods.base import TokenView
+from sdtm_fx.plan import MergePlan, plan_from_parents, take_rows
+from sdtm_fx.similarity import inverse_norms, without_autocast
+from sdtm_fx.windows import Windows
+
+Target = Literal["oldest", "first", "random"]
+"""Which token of a window the others may join: of largest age (the first on ties, and when there are no
+ages), the top-left one, or one drawn by hash, the same for the whole batch."""
+
+_TABLE_ELEMENTS = 1 << 24
+"""Cosine tables are made in pieces of at most this many elements: 64 MiB in float32."""
+
+
+def choose_targets(view: TokenView, windows: Windows, target: Target) -> Tensor:
+    """Return the place inside each window of the token that absorbs others, [B or 1, windows] int64."""
+    device = view.metric.device
+    if target == "oldest" and view.ages is not None:
+        return windows.split(view.ages).argmax(dim=2)
+    if target == "random":
+        return hash_index(torch.arange(windows.count, device=device), view.salt, windows.size)[None]
+    return torch.zeros(1, windows.count, dtype=torch.int64, device=device)
+
+
+def split_windows(windows: Windows, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Split windows into the token that absorbs and the others.
+
+    Args:
+        windows: The windows.
+        target: [P, windows] int64, place of the absorbing token inside each window.
+
+    Returns:
+        Absorbing tokens [P, windows], and the others [P, windows * (K - 1)], window by window.
+    """
+    window = torch.arange(windows.count, device=target.device)
+    others = torch.arange(windows.size - 1, device=target.device)
+    others = others + (others >= target[..., None]).long()
+    return windows.token_at(window, target), windows.token_at(window[:, None], others).flatten(1)
+
+
+def best_match(metric: Tensor, sources: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Find the most cosine-similar target of every source among all targets, O(S·T·D).
+
+    Args:
+        metric: [B, N, D] float.
+        sources: [P, S] int64 tokens, P is B or 1.
+        targets: [P, T] int64 tokens.
+
+    Returns:
+        Cosine [B, S] float32, and the target token [B, S] int64 (the first on ties).
+    """
+    goal = _unit_rows(metric, targets)
+    rows = take_rows(metric, sources)
+    step = max(1, _TABLE_ELEMENTS // max(1, metric.shape[0] * targets.shape[1]))
+    cosines, places = [], []
+    with without_autocast(metric.device):
+        for piece in rows.split(step, dim=1):
+            piece = piece.float()
+            cosine, place = (piece @ goal.mT).max(dim=2)
+            cosines.append(cosine * inverse_norms(piece))
+            places.append(place)
+    partner = targets.expand(metric.shape[0], -1).gather(1, torch.cat(places, dim=1))
+    return torch.cat(cosines, dim=1), partner
+
+
+def best_neighbour(metric: Tensor, windows: Windows, targets: Tensor, radius: int) -> tuple[Tensor, Tensor]:
+    """Find the most cosine-similar target of every token among the windows up to `radius` away.
+
+    A row of windows is a contiguous run of tokens. Its product with the targets of the rows around it is
+    one small matrix product, from which columns out of reach are masked: nothing but targets is copied.
+
+    Args:
+        metric: [B, N, D] float.
+        windows: The windows.
+        targets: [P, windows] int64 tokens, one per window; P is B or 1.
+        radius: How many windows away a token looks, in both directions.
+
+    Returns:
+        Cosine [B, n] float32, and the target token [B, n] int64 (the first on ties), for the first n
+        tokens: all those in rows that windows cover. Tokens right of the last window hold nothing of use.
+    """
+    batch, _, width = metric.shape
+    rows, columns, wide = windows.rows, windows.columns, windows.grid[1]
+    each, device = windows.window[0] * wide, metric.device
+    shift = torch.arange(-radius, radius + 1, device=device)
+    near = windows.nearby_row(torch.arange(rows, device=device)[:, None], shift)
+    beside = (near[..., None] * columns + torch.arange(columns, device=device)).reshape(-1)
+    goal = take_rows(metric, targets.index_select(1, beside)).float()
+    scale = inverse_norms(goal).view(batch, rows, 1, -1)
+    goal = goal.view(batch, rows, -1, width)
+    x = metric[:, : rows * each].float().reshape(batch, rows, each, width)
+    with without_autocast(device):
+        table = (x @ goal.mT) * scale
+    column = torch.arange(each, device=device).remainder(wide).div(windows.window[1], rounding_mode="floor")
+    reach = torch.arange(columns, device=device).repeat(2 * radius + 1)
+    far = (column[:, None] - reach).abs() > radius
+    cosine, place = table.masked_fill(far, -torch.inf).max(dim=3)
+    cosine, place = cosine.flatten(1), place.flatten(1)
+    own = torch.arange(rows * each, device=device).div(each, rounding_mode="floor")
+    row = windows.nearby_row(own, place.div(columns, rounding_mode="floor") - radius)
+    token = targets.expand(batch, -1).gather(1, row * columns + place.remainder(columns))
+    return cosine * inverse_norms(x).flatten(1), token
+
+
+def plan_best(sources: Tensor, partner: Tensor, rank: Tensor, remove: int, tokens: int) -> MergePlan:
+    """Merge the `remove` sources of highest rank into their partners.
+
+    Args:
+        sources: [P, S] int64 tokens that may go, P is B or 1.
+        partner: [B, S] int64, the token each source joins; never itself a source.
+        rank: [B, S] float; equal ranks go by order in `sources`.
+        remove: How many sources go.
+        tokens: N.
+    """
+    batch = partner.shape[0]
+    chosen = torch.argsort(rank, dim=1, descending=True, stable=True)[:, :remove]
+    gone = sources.expand(batch, -1).gather(1, chosen)
+    own = torch.arange(tokens, device=partner.device).repeat(batch, 1)
+    return plan_from_parents(own.scatter_(1, gone, partner.gather(1, chosen)), tokens - remove)
+
+
+def _unit_rows(metric: Tensor, rows: Tensor) -> Tensor:
+    """Gather rows and scale them to norm 1: [B, N, D] and [P, L] to [B, L, D] float32."""
+    x = take_rows(metric, rows).float()
+    return x * inverse_norms(x)[..., None]

@@ -1,0 +1,28 @@
+"""Skip: compute nothing at a site and forecast all of it (ratio 1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sdtm_fx.errors import PlanError
+from sdtm_fx.methods.base import Method, TokenView
+from sdtm_fx.plan import MergePlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skip(Method):
+    """Removes every token, so there is no plan: the whole output comes from earlier dense steps."""
+
+    name: Literal["skip"] = "skip"
+
+    def capacity(self, grid: tuple[int, int]) -> int:
+        """Return the number of tokens: all of them go."""
+        return grid[0] * grid[1]
+
+    def plan(self, view: TokenView, remove: int) -> MergePlan:
+        """Raise PlanError: a skipped site is not merged."""
+        raise PlanError("skip: found a request for a merge plan; a skipped site is forecast and has no plan")
+
+    def _plan(self, view: TokenView, remove: int) -> MergePlan:
+        return self.plan(view, remove)

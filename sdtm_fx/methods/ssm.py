@@ -1,0 +1,97 @@
+"""SSM: merge whole windows whose tokens are alike (SDTM, structure stage)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import StrictBool
+from torch import Tensor
+
+from sdtm_fx.methods.base import (
+    Method,
+    TokenView,
+    Weight,
+    WindowSize,
+    check_age_sign,
+    check_window,
+    relative_ages,
+)
+from sdtm_fx.plan import MergePlan, plan_from_groups
+from sdtm_fx.similarity import window_mean, window_similarity
+from sdtm_fx.windows import Windows
+
+
+@dataclass(frozen=True, kw_only=True)
+class SSM(Method):
+    """Similarity-prioritised structure merging: the most alike windows become one token each.
+
+    The score of a window is P_sim + age_sign · age_weight · P_fre, with P_sim the mean cosine of its pairs
+    and P_fre its mean age over the mean age of the sample. Tokens of an odd row or column that fill no
+    window stay as they are. Slots: tokens of unmerged windows, window by window, then leftover tokens,
+    then merged windows, whose position is their top-left token.
+
+    Attributes:
+        window: Height and width of a window, in tokens.
+        age_weight: Weight of the age term (α_s of the paper).
+        age_sign: -1 makes windows that were merged for long less likely to be merged again; +1 more
+            likely, as the released code does.
+        include_diagonal: Average the cosine over all K² pairs, as the released code does.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"ages"})
+
+    name: Literal["ssm"] = "ssm"
+    window: WindowSize = (2, 2)
+    age_weight: Weight = 0.05
+    age_sign: Literal[-1, 1] = -1
+    include_diagonal: StrictBool = False
+
+    def _check_options(self) -> None:
+        check_window(self.window, self.name)
+        check_age_sign(self.age_sign, self.name)
+
+    def capacity(self, grid: tuple[int, int]) -> int:
+        """Return (K - 1) times the number of windows."""
+        return Windows(grid, self.window).count * self.quantum()
+
+    def quantum(self) -> int:
+        """Return K - 1: a window is merged whole."""
+        return self.window[0] * self.window[1] - 1
+
+    def wants(self) -> frozenset[str]:
+        """Return "ages" unless their weight is zero."""
+        return self.needs if self.age_weight else frozenset()
+
+    def score(self, view: TokenView) -> Tensor:
+        """Return the merge score of every window, [B, windows] float32."""
+        windows = Windows(view.grid, self.window)
+        score = window_similarity(view.metric, windows, include_diagonal=self.include_diagonal)
+        if view.ages is None or self.age_weight == 0:
+            return score
+        return score + self.age_sign * self.age_weight * window_mean(relative_ages(view.ages), windows)
+
+    def count_above(self, view: TokenView, threshold: float) -> Tensor:
+        """Return how many tokens go when every window with a score of `threshold` or more is merged.
+
+        This is what an adaptive threshold (SDTM*) counts; turning it into a static number is the caller's.
+
+        Returns:
+            [B] int64, on the device of the tokens.
+        """
+        self._check_view(view)
+        return (self.score(view) >= threshold).sum(dim=1) * self.quantum()
+
+    def _plan(self, view: TokenView, remove: int) -> MergePlan:
+        windows = Windows(view.grid, self.window)
+        score, device = self.score(view), view.metric.device
+        merged = remove // self.quantum()
+        # A stable sort gives equal scores to the window that comes first; topk does not promise that.
+        ranked = torch.argsort(score, dim=1, descending=True, stable=True)
+        chosen, rest = ranked[:, :merged].sort(dim=1).values, ranked[:, merged:].sort(dim=1).values
+        leftovers = windows.leftovers(device).expand(score.shape[0], -1)
+        place = torch.arange(windows.size, device=device)
+        alone, groups = (windows.token_at(part[..., None], place).flatten(1) for part in (rest, chosen))
+        order = torch.cat([alone, leftovers, groups], dim=1)
+        return plan_from_groups(order, order.shape[1] - merged * windows.size, windows.size)

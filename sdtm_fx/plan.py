@@ -1,0 +1,236 @@
+"""Merge plans: which tokens share a slot, and how features go into slots and come back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sdtm_fx.errors import PlanError
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """Assigns N tokens to M slots; merging takes the mean of a slot, unmerging copies it back.
+
+    P is the batch of the plan: that of the features, or 1 when the whole batch shares it. Sizes are
+    static, so a plan can live inside a compiled graph.
+
+    Attributes:
+        assign: [P, N] int64, the slot of every token.
+        positions: [P, M] int64, the token that represents each slot (whose position it takes).
+        order: [P, N] int64, the tokens sorted by slot.
+        starts: [P, M] int64, where each slot begins in `order`.
+        kept: M, the number of slots.
+        uniform: (a, g) when the first `a` slots hold one token and all others hold `g`; else None.
+    """
+
+    assign: Tensor
+    positions: Tensor
+    order: Tensor
+    starts: Tensor
+    kept: int
+    uniform: tuple[int, int] | None = None
+
+    @property
+    def tokens(self) -> int:
+        """N, the number of tokens before merging."""
+        return self.assign.shape[1]
+
+    @property
+    def removed(self) -> int:
+        """N - M, the number of tokens that merging takes away."""
+        return self.tokens - self.kept
+
+    @property
+    def sizes(self) -> Tensor:
+        """[P, M] int64, the number of tokens in each slot."""
+        end = torch.full_like(self.starts[:, :1], self.tokens)
+        return torch.cat([self.starts[:, 1:], end], dim=1) - self.starts
+
+    @property
+    def merged_mask(self) -> Tensor:
+        """[P, N] bool, the tokens that share their slot with others."""
+        if self.uniform is not None:
+            return self.assign >= self.uniform[0]
+        return (self.sizes > 1).gather(1, self.assign)
+
+    def merge(self, x: Tensor) -> Tensor:
+        """Return the mean of each slot.
+
+        Args:
+            x: [B, N, D] float.
+
+        Returns:
+            [B, M, D] in the dtype of `x`, accumulated in float32.
+
+        Raises:
+            PlanError: `x` has another batch or length than the plan.
+        """
+        self._check(x, self.tokens, "merge")
+        if self.uniform is not None and torch.compiler.is_compiling():
+            return self._merge_windows(x, *self.uniform)
+        batch, tokens, width = x.shape
+        if x.dtype == torch.float16 and x.device.type == "cpu":
+            # This kernel sums in half precision before it divides, which overflows.
+            return self.merge(x.float()).to(x.dtype)
+        # One kernel gathers the rows of a slot and averages them, in a fixed order and without atomics.
+        means = functional.embedding_bag(
+            flat_rows(self.order, batch, tokens),
+            x.reshape(batch * tokens, width),
+            flat_rows(self.starts, batch, tokens),
+            mode="mean",
+        )
+        return means.view(batch, self.kept, width)
+
+    def unmerge(self, y: Tensor) -> Tensor:
+        """Return each token's copy of its slot.
+
+        Args:
+            y: [B, M, D], any dtype.
+
+        Returns:
+            [B, N, D].
+
+        Raises:
+            PlanError: `y` has another batch or length than the plan.
+        """
+        self._check(y, self.kept, "unmerge")
+        return take_rows(y, self.assign)
+
+    def pick(self, x: Tensor) -> Tensor:
+        """Return the row of each slot's representative token: [B, N, D] to [B, M, D]."""
+        self._check(x, self.tokens, "pick")
+        return take_rows(x, self.positions)
+
+    def after_prefix(self, length: int) -> MergePlan:
+        """Return this plan behind `length` leading tokens that stay as they are.
+
+        Args:
+            length: Number of leading tokens, for instance text tokens in front of image tokens.
+        """
+        lead = torch.arange(length, device=self.assign.device).expand(self.assign.shape[0], length)
+        alone, group = self.uniform if self.uniform is not None else (0, 0)
+        return MergePlan(
+            assign=torch.cat([lead, self.assign + length], dim=1),
+            positions=torch.cat([lead, self.positions + length], dim=1),
+            order=torch.cat([lead, self.order + length], dim=1),
+            starts=torch.cat([lead, self.starts + length], dim=1),
+            kept=self.kept + length,
+            uniform=None if self.uniform is None else (alone + length, group),
+        )
+
+    def repeat(self, times: int) -> MergePlan:
+        """Return the plan of a batch that stacks `times` copies of this plan's batch (CFG halves)."""
+        return replace(
+            self,
+            assign=self.assign.repeat(times, 1),
+            positions=self.positions.repeat(times, 1),
+            order=self.order.repeat(times, 1),
+            starts=self.starts.repeat(times, 1),
+        )
+
+    def next_ages(self, ages: Tensor) -> Tensor:
+        """Return the ages after this plan: one more where a token shares its slot, zero where it does not.
+
+        Args:
+            ages: [B, N] int, steps since each token was last alone in its slot.
+        """
+        return torch.where(self.merged_mask, ages + 1, torch.zeros_like(ages))
+
+    def _merge_windows(self, x: Tensor, alone: int, group: int) -> Tensor:
+        """Merge equal groups by a gather and a mean, which a compiler fuses with what surrounds them."""
+        rows = take_rows(x, self.order)
+        windows = rows[:, alone:].unflatten(1, (self.kept - alone, group))
+        return torch.cat([rows[:, :alone], windows.mean(dim=2)], dim=1)
+
+    def _check(self, x: Tensor, length: int, verb: str) -> None:
+        batch = self.assign.shape[0]
+        if x.ndim != 3 or x.shape[1] != length or batch not in (1, x.shape[0]):
+            raise PlanError(
+                f"{verb}: found a tensor of shape {tuple(x.shape)}; this plan accepts "
+                f"[{'any batch' if batch == 1 else batch}, {length}, any width]"
+            )
+
+
+def identity_plan(batch: int, tokens: int, device: torch.device) -> MergePlan:
+    """Return the plan that merges nothing and keeps the order of the tokens."""
+    rows = torch.arange(tokens, device=device).expand(batch, tokens)
+    return MergePlan(assign=rows, positions=rows, order=rows, starts=rows, kept=tokens, uniform=(tokens, 1))
+
+
+def plan_from_groups(order: Tensor, alone: int, group: int) -> MergePlan:
+    """Return the plan whose slots are consecutive runs of `order`: single tokens, then groups.
+
+    Args:
+        order: [P, N] int64, a permutation of the tokens per row.
+        alone: How many leading tokens of `order` keep a slot of their own.
+        group: Number of tokens in each following slot; divides N - alone.
+    """
+    batch, tokens = order.shape
+    groups = (tokens - alone) // group
+    rank = torch.arange(tokens, device=order.device)
+    slot = torch.where(rank < alone, rank, alone + (rank - alone).div(group, rounding_mode="floor"))
+    index = torch.arange(alone + groups, device=order.device)
+    starts = torch.where(index < alone, index, alone + (index - alone) * group).expand(batch, -1)
+    return MergePlan(
+        assign=_inverse(order, slot),
+        positions=order.gather(1, starts),
+        order=order,
+        starts=starts,
+        kept=alone + groups,
+        uniform=(alone, group),
+    )
+
+
+def plan_from_parents(parent: Tensor, kept: int) -> MergePlan:
+    """Return the plan in which every token joins the slot of its parent; slots are in raster order.
+
+    Args:
+        parent: [P, N] int64, the token that represents each token; a representative is its own parent.
+        kept: Number of representatives, the same in every row.
+    """
+    batch, tokens = parent.shape
+    own = torch.arange(tokens, device=parent.device).expand(batch, tokens)
+    is_slot = parent == own
+    slot = is_slot.long().cumsum(1) - 1
+    assign = slot.gather(1, parent)
+    # Both sorts are on integers and stable: representatives first, then tokens slot by slot.
+    positions = torch.argsort((~is_slot).to(torch.uint8), dim=1, stable=True)[:, :kept]
+    ordered, order = torch.sort(assign, dim=1, stable=True)
+    slots = torch.arange(kept, device=parent.device).expand(batch, kept).contiguous()
+    return MergePlan(
+        assign=assign,
+        positions=positions,
+        order=order,
+        starts=torch.searchsorted(ordered, slots),
+        kept=kept,
+    )
+
+
+def _inverse(order: Tensor, value: Tensor) -> Tensor:
+    """Return out with out[p, order[p, i]] = value[i]; the indices are unique, so the scatter is exact."""
+    return torch.empty_like(order).scatter_(1, order, value.expand_as(order))
+
+
+def flat_rows(rows: Tensor, batch: int, length: int) -> Tensor:
+    """Turn row numbers per sample, [P, L], into row numbers of the flattened batch, [B * L]."""
+    if batch == 1:
+        return rows.reshape(-1)
+    first = torch.arange(batch, device=rows.device)[:, None] * length
+    return (rows + first).reshape(-1)
+
+
+def take_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """Gather rows of [B, N, D] by [P, L] indices: [B, L, D]."""
+    if rows.shape[0] == 1:
+        return x.index_select(1, rows[0])
+    batch, length, width = x.shape
+    if torch.compiler.is_compiling():
+        # A compiler fuses this with its neighbours; the flat view below would stand in the way.
+        return x[torch.arange(batch, device=x.device)[:, None], rows]
+    # A flat index_select copies whole rows; torch.gather would go element by element.
+    flat = x.reshape(batch * length, width).index_select(0, flat_rows(rows, batch, length))
+    return flat.view(batch, rows.shape[1], width)

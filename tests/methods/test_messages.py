@@ -1,0 +1,121 @@
+"""Errors of plans and methods: what was found, what is accepted; and options as recipes write them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from sdtm_fx.errors import PlanError
+from sdtm_fx.methods import (
+    FIDM,
+    IDM,
+    METHODS,
+    SSM,
+    AnyMethod,
+    LocalMatch,
+    OptionError,
+    Skip,
+    TokenView,
+    ToMe,
+    plan_merge,
+)
+
+X = torch.zeros(2, 35, 4)
+VIEW = TokenView(X, (5, 7))
+METHOD: TypeAdapter[Any] = TypeAdapter(AnyMethod)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: SSM().plan(VIEW, 19), r"ssm on a 5x7 grid: found 19 .*0 to 18 in multiples of 3 .*: 18\)"),
+        (lambda: SSM().plan(VIEW, 10), r"found 10 .*multiples of 3 \(nearest below: 9\)"),
+        (lambda: FIDM().plan(VIEW, -1), r"fidm on a 5x7 grid: found -1 .*\(nearest below: 0\)"),
+        (lambda: ToMe().plan(VIEW, 30), r"tome .*found 30 .*0 to 29"),
+        (lambda: ToMe().plan(TokenView(X, (1, 35)), 1), r"found 1 .*0 to 0"),
+        (
+            lambda: SSM().plan(TokenView(X, (5, 8)), 3),
+            r"\(2, 35, 4\) on a 5x8 grid; accepted \[batch, 40, width\]",
+        ),
+        (lambda: SSM().plan(TokenView(X[0], (5, 7)), 3), r"\(35, 4\) on a 5x7 grid"),
+        (
+            lambda: SSM().plan(TokenView(X, (5, 7), ages=torch.zeros(35)), 3),
+            r"ages of shape \(35,\); accepted \[2, 35\]",
+        ),
+        (lambda: IDM().plan(VIEW, 3), r"idm: found no attention"),
+        (
+            lambda: IDM().plan(TokenView(X, (5, 7), attention=torch.zeros(2, 3)), 3),
+            r"attention of shape \(2, 3\)",
+        ),
+        (lambda: Skip().plan(VIEW, 35), r"skip: .*has no plan"),
+        (lambda: plan_merge("smm", X, grid=(5, 7), remove=3), r"'smm'; accepted ssm, .*did you mean 'ssm'"),
+        (lambda: plan_merge("ssm", X, grid=(5, 7), remove=3, windw=(2, 2)), r"ssm\.windw: Unexpected"),
+        (lambda: plan_merge(SSM(), X, grid=(5, 7), remove=3, window=(2, 2)), r"options \['window'\] beside"),
+        (lambda: plan_merge("ssm", X, grid=(5, 7), remove=3, age_weight="big"), r"ssm\.age_weight: .*'big'"),
+    ],
+)
+def test_plans_that_cannot_be_made(call: Any, message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SSM(window=(1, 1)), r"ssm: found window \(1, 1\); accepted .*two tokens"),
+        (lambda: FIDM(window=(0, 2)), r"fidm: found window \(0, 2\)"),
+        (lambda: SSM(age_sign=0), r"ssm: found age_sign 0; accepted 1 .*or -1"),  # type: ignore[arg-type]
+        (lambda: LocalMatch(radius=-1), r"local_match: found radius -1; accepted 0 or more"),
+        (lambda: IDM(radius=1), r"idm: found radius 1 and rank 'inattentive' without a window"),
+        (lambda: IDM(rank="both"), r"rank 'both' without a window"),
+    ],
+)
+def test_options_that_cannot_be(make: Any, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("written", "method"),
+    [
+        ({"name": "ssm", "window": [2, 2], "age_weight": 0.05}, SSM()),
+        ({"name": "idm", "probe_queries": None, "window": [2, 4]}, IDM(window=(2, 4), probe_queries=None)),
+        ({"name": "tome", "random": False}, ToMe(random=False)),
+        ({"name": "local_match", "radius": 2, "age_weight": 1}, LocalMatch(radius=2, age_weight=1.0)),
+        ({"name": "fidm", "target": "random"}, FIDM(target="random")),
+        ({"name": "skip"}, Skip()),
+    ],
+)
+def test_recipes_write_options_as_mappings(written: dict[str, object], method: object) -> None:
+    assert METHOD.validate_python(written) == method
+    assert METHOD.validate_python(METHOD.dump_python(method, mode="json")) == method
+
+
+@pytest.mark.parametrize(
+    ("written", "place"),
+    [
+        ({"name": "ssm", "window": ["2", 2]}, ("ssm", "window", 0)),
+        ({"name": "ssm", "window": [2, 2, 2]}, ("ssm", "window")),
+        ({"name": "ssm", "window": [1, 1]}, ("ssm",)),
+        ({"name": "ssm", "age_weight": "0.1"}, ("ssm", "age_weight")),
+        ({"name": "ssm", "age_weight": float("nan")}, ("ssm", "age_weight")),
+        ({"name": "ssm", "age_wieght": 0.1}, ("ssm", "age_wieght")),
+        ({"name": "tome", "random": 1}, ("tome", "random")),
+        ({"name": "idm", "probe_queries": 0}, ("idm", "probe_queries")),
+        ({"name": "idm", "radius": 1}, ("idm",)),
+        ({"name": "todo"}, ()),
+    ],
+)
+def test_a_wrong_option_is_placed(written: dict[str, object], place: tuple[object, ...]) -> None:
+    with pytest.raises(ValidationError) as caught:
+        METHOD.validate_python(written)
+    assert caught.value.errors()[0]["loc"][: len(place)] == place
+
+
+def test_every_method_is_in_the_union() -> None:
+    for name, kind in METHODS.items():
+        assert type(METHOD.validate_python({"name": name})) is kind
+    assert Skip().capacity((5, 7)) == 35
