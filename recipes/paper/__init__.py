@@ -1,0 +1,1 @@
+"""Recipes that follow publications rather than our own measurements."""

@@ -1,0 +1,49 @@
+"""The recipe language: strict YAML that says what is merged, where, and when."""
+
+from __future__ import annotations
+
+from sdtm_fx.recipe.editor_schema import json_schema
+from sdtm_fx.recipe.extend import list_recipes
+from sdtm_fx.recipe.load import RecipeLike, load_recipe
+from sdtm_fx.recipe.match import compile_match, near_misses
+from sdtm_fx.recipe.ratio import ConstantRatio, CurveRatio, ListRatio, Ratio, ThresholdRatio, peak
+from sdtm_fx.recipe.schema import (
+    KeepDense,
+    PassSwitches,
+    PlanSharing,
+    PromptWeight,
+    Recipe,
+    Reuse,
+    SiteSpec,
+    Stage,
+)
+from sdtm_fx.recipe.tokens import FixedGrid, Grid, IdsGrid, InputSpec, LatentGrid, Tokens
+
+__all__ = [
+    "ConstantRatio",
+    "CurveRatio",
+    "FixedGrid",
+    "Grid",
+    "IdsGrid",
+    "InputSpec",
+    "KeepDense",
+    "LatentGrid",
+    "ListRatio",
+    "PassSwitches",
+    "PlanSharing",
+    "PromptWeight",
+    "Ratio",
+    "Recipe",
+    "RecipeLike",
+    "Reuse",
+    "SiteSpec",
+    "Stage",
+    "ThresholdRatio",
+    "Tokens",
+    "compile_match",
+    "json_schema",
+    "list_recipes",
+    "load_recipe",
+    "near_misses",
+    "peak",
+]

@@ -1,0 +1,164 @@
+"""What the parts of a recipe demand of each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from sdtm_fx.errors import nearest
+from sdtm_fx.methods import SSM, Method, Skip
+from sdtm_fx.recipe.match import compile_match
+from sdtm_fx.recipe.problems import KeyPath, Problem, misfit, show_choices
+from sdtm_fx.recipe.ratio import Ratio, ThresholdRatio, peak
+from sdtm_fx.recipe.tokens import FixedGrid
+
+if TYPE_CHECKING:
+    from sdtm_fx.recipe.schema import Recipe
+
+# A grid that common windows divide: what a method can remove of it is what it can remove at best.
+_EVEN_GRID = (840, 840)
+_TOLERANCE = 1e-9
+
+
+def find_problems(recipe: Recipe) -> tuple[Problem, ...]:
+    """Return every contradiction between the parts of a recipe whose fields are valid each on its own."""
+    return (
+        *_check_names(recipe),
+        *_check_matches(recipe),
+        *_check_ends(recipe),
+        *_check_stage_sites(recipe),
+        *_check_ratios(recipe),
+        *_check_reuse(recipe),
+        *_check_sharing(recipe),
+    )
+
+
+def _check_names(recipe: Recipe) -> Iterator[Problem]:
+    yield from _duplicates([site.id for site in recipe.sites], "sites", "id")
+    yield from _duplicates([stage.name for stage in recipe.stages], "stages", "name")
+    for index, stage in enumerate(recipe.stages):
+        for position, site in enumerate(stage.sites):
+            if site in stage.sites[:position]:
+                yield misfit(
+                    ("stages", index, "sites", position), f"{site!r} a second time", "each site once"
+                )
+    for position, share in enumerate(recipe.plan.share):
+        if share in recipe.plan.share[:position]:
+            yield misfit(
+                ("plan", "share", position), f"{share!r} a second time", "each of 'cfg', 'batch' once"
+            )
+
+
+def _duplicates(names: Sequence[str], section: str, key: str) -> Iterator[Problem]:
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            yield misfit((section, index, key), f"{name!r} a second time", f"a different {key} for each")
+
+
+def _check_matches(recipe: Recipe) -> Iterator[Problem]:
+    patterns: list[tuple[KeyPath, str]] = [
+        (("sites", index, "match"), site.match) for index, site in enumerate(recipe.sites)
+    ]
+    patterns += [
+        (("keep_dense", "layers", index), layer)
+        for index, layer in enumerate(recipe.keep_dense.layers)
+        if isinstance(layer, str)
+    ]
+    for path, pattern in patterns:
+        try:
+            compile_match(pattern)
+        except ValueError as error:
+            yield misfit(path, str(error), "a glob over module paths, or re: and a regular expression")
+
+
+def _check_ends(recipe: Recipe) -> Iterator[Problem]:
+    before = 0.0
+    for index, stage in enumerate(recipe.stages):
+        if stage.until <= before:
+            yield misfit(
+                ("stages", index, "until"),
+                f"{stage.until:g} after {before:g}",
+                f"more than {before:g}, at most 1",
+            )
+        before = stage.until
+    if before != 1:
+        yield misfit(("stages", len(recipe.stages) - 1, "until"), f"{before:g} in the last stage", "1")
+
+
+def _check_stage_sites(recipe: Recipe) -> Iterator[Problem]:
+    known = {site.id: site for site in recipe.sites}
+    has_attention = any(site.kind == "attention" for site in recipe.sites)
+    for index, stage in enumerate(recipe.stages):
+        for position, site in enumerate(stage.sites):
+            if site not in known:
+                path = ("stages", index, "sites", position)
+                yield misfit(
+                    path, f"the unknown site {site!r}", show_choices(list(known)), nearest(site, known)
+                )
+        if "attention" in stage.method.wants() and not has_attention:
+            yield misfit(
+                ("stages", index, "method"),
+                f"{stage.method.name}, which reads attention, in a recipe without a site of kind 'attention'",
+                "a recipe that describes the attention sites too (no stage has to merge them)",
+            )
+
+
+def _check_ratios(recipe: Recipe) -> Iterator[Problem]:
+    for index, stage in enumerate(recipe.stages):
+        own: KeyPath = ("stages", index, "ratio")
+        path, ratio = (own, stage.ratio) if stage.ratio is not None else (("ratio",), recipe.ratio)
+        if isinstance(stage.method, Skip):
+            if stage.ratio is not None:
+                yield misfit(own, "a ratio beside method skip", "no ratio: skip removes every token")
+            continue
+        yield from _check_reach(path, ratio, stage.method, recipe, stage.name)
+
+
+def _check_reach(
+    path: KeyPath, ratio: Ratio, method: Method, recipe: Recipe, stage: str
+) -> Iterator[Problem]:
+    grid = recipe.tokens.grid
+    size = (grid.height, grid.width) if isinstance(grid, FixedGrid) else _EVEN_GRID
+    most = method.capacity(size) / (size[0] * size[1])
+    if peak(ratio) > most + _TOLERANCE:
+        reach = f"at most {most:.4g}, which is what {method.name} can remove in stage {stage!r}"
+        yield misfit(
+            path, f"a ratio of up to {peak(ratio):g}", f"{reach} (give the stage its own ratio or window)"
+        )
+    if isinstance(ratio, ThresholdRatio) and not isinstance(method, SSM):
+        yield misfit(
+            path,
+            f"a threshold for method {method.name}",
+            "a threshold only for methods that score windows: ssm",
+        )
+
+
+def _check_reuse(recipe: Recipe) -> Iterator[Problem]:
+    keep = recipe.keep_dense
+    skipping = [index for index, stage in enumerate(recipe.stages) if isinstance(stage.method, Skip)]
+    if recipe.reuse is None:
+        for index in skipping:
+            yield misfit(
+                ("stages", index, "method"),
+                "skip without reuse",
+                "skip with a section reuse: it forecasts everything",
+            )
+        return
+    needed = recipe.reuse.order + 1
+    if keep.every_steps is None and keep.first_steps < needed:
+        found = f"order {recipe.reuse.order} with {keep.first_steps} dense first steps and no every_steps"
+        yield misfit(
+            ("reuse", "order"), found, f"keep_dense with every_steps, or with first_steps of {needed} or more"
+        )
+
+
+def _check_sharing(recipe: Recipe) -> Iterator[Problem]:
+    rotary = {site.id for site in recipe.sites if site.rotary is not None}
+    for index, stage in enumerate(recipe.stages):
+        merged = [site for site in stage.sites if site in rotary]
+        if merged and not isinstance(stage.method, Skip) and "batch" not in recipe.plan.share:
+            yield misfit(
+                ("stages", index, "sites"),
+                f"{merged[0]!r}, whose rotary tables have no batch axis, with a plan per sample",
+                "plan.share with 'batch'",
+            )
