@@ -12,13 +12,15 @@ import torch
 
 from sdtm_fx.capture.arguments import Signature
 from sdtm_fx.capture.blocks import OuterCapture, capture_outer
-from sdtm_fx.capture.example import ExampleSize, example_call
+from sdtm_fx.capture.example import ExampleSize, example_call, example_size, text_length
 from sdtm_fx.clock import Clock
 from sdtm_fx.clock_sources import ManualSteps
+from sdtm_fx.cost.model import CostModel, MeasuredBlock
 from sdtm_fx.errors import NothingMatched, RewriteError
 from sdtm_fx.recipe.load import load_recipe
 from sdtm_fx.recipe.match import compile_match
 from sdtm_fx.recipe.schema import Recipe
+from sdtm_fx.recipe.tokens import FixedGrid
 from sdtm_fx.rewriting.programs import ProgramCache
 from sdtm_fx.rewriting.rewriting import Rewriting, rewriting_of
 from sdtm_fx.rewriting.work import SitePlace
@@ -166,12 +168,16 @@ def _prepare(
     """Do everything that can fail, without touching the model."""
     modules = match_sites(model, recipe.sites)
     places = _places(recipe, modules)
-    outer = capture_outer(model, places, _example(model, recipe, example))
+    size = example_size(recipe)
+    outer = capture_outer(model, places, _example(model, recipe, size, example))
     order = list(dict.fromkeys(call.path for call in outer.calls))
     kept = _kept_blocks(recipe, order)
     cache = ProgramCache(recipe)
     runtime = Runtime(recipe, Clock(), Signature.of(type(model).forward), _guidance_of(target))
-    bindings = _bind(model, recipe, outer, places, order, kept, cache, runtime)
+    bindings, blocks = _bind(model, recipe, outer, places, order, kept, cache, runtime)
+    measured_by_size = example is None and not isinstance(recipe.tokens.grid, FixedGrid)
+    grid = size.grid if measured_by_size else runtime.grid.read(example or {})
+    runtime.cost = CostModel(recipe, blocks, grid, text_length(recipe, outer.arguments))
     return Rewriting(recipe, runtime, cache, bindings, tuple(p for p in order if p in kept), outer.graph)
 
 
@@ -185,10 +191,10 @@ def _places(recipe: Recipe, modules: tuple[SiteModule, ...]) -> dict[str, tuple[
 
 
 def _example(
-    model: torch.nn.Module, recipe: Recipe, given: Mapping[str, Any] | None
+    model: torch.nn.Module, recipe: Recipe, size: ExampleSize, given: Mapping[str, Any] | None
 ) -> Callable[[], Mapping[str, Any]]:
     if given is None:
-        return lambda: example_call(model, recipe, ExampleSize())
+        return lambda: example_call(model, recipe, size)
     return lambda: torch.utils._pytree.tree_map_only(torch.Tensor, torch.empty_like, dict(given))
 
 
@@ -201,8 +207,9 @@ def _bind(
     kept: set[str],
     cache: ProgramCache,
     runtime: Runtime,
-) -> dict[str, BlockBinding]:
+) -> tuple[dict[str, BlockBinding], tuple[MeasuredBlock, ...]]:
     bindings: dict[str, BlockBinding] = {}
+    blocks: list[MeasuredBlock] = []
     for call in outer.calls:
         if call.path in kept:
             continue
@@ -211,10 +218,12 @@ def _bind(
             bindings[call.path] = BlockBinding(
                 runtime, cache, call.path, order.index(call.path), Signature.of(type(block).forward), places[call.path]
             )
-        bindings[call.path].programs[call.key] = cache.program(block, call.key, call.leaves, places[call.path])
+        program = cache.program(block, call.key, call.leaves, places[call.path])
+        bindings[call.path].programs[call.key] = program
+        blocks.append(MeasuredBlock(call.path, block, program, call.leaves))
     if not bindings:
         raise NothingMatched(f"recipe {recipe.name!r}: keep_dense.layers keeps every block; nothing is left to merge")
-    return bindings
+    return bindings, tuple(blocks)
 
 
 def _kept_blocks(recipe: Recipe, order: list[str]) -> set[str]:

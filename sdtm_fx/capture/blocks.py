@@ -35,10 +35,18 @@ class BlockCall:
 
 @dataclass(frozen=True)
 class OuterCapture:
-    """The whole model as a graph with its blocks as leaves, and the block calls in order."""
+    """The whole model as a graph with its blocks as leaves.
+
+    Attributes:
+        graph: The graph.
+        calls: The calls of blocks, in order.
+        arguments: The arguments of the model's forward, by name, fake tensors.
+        mode: The fake mode of all example values.
+    """
 
     graph: fx.Graph
     calls: tuple[BlockCall, ...]
+    arguments: dict[str, Any]
     mode: FakeTensorMode
 
 
@@ -60,7 +68,8 @@ def capture_outer(
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with torch.no_grad(), hooks_bypassed(model), mode:
         signature = Signature.of(type(model).forward)
-        key, leaves = flatten(signature.bind((), example()))
+        arguments = signature.bind((), example())
+        key, leaves = flatten(arguments)
         # Inner modules that hold a block must be looked into, to see the block's call.
         ancestors = {path[:i] for path in block_paths for i, c in enumerate(path) if c == "."}
         try:
@@ -79,7 +88,7 @@ def capture_outer(
     missing = wanted - {c.path for c in calls}
     if missing:
         raise CaptureError(f"blocks are not called by {type(model).__name__}.forward: {', '.join(sorted(missing))}")
-    return OuterCapture(outer.graph, tuple(calls), mode)
+    return OuterCapture(outer.graph, tuple(calls), arguments, mode)
 
 
 def capture_block(

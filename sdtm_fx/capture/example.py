@@ -28,6 +28,14 @@ class ExampleSize:
     grid: tuple[int, int] = (8, 6)
 
 
+def example_size(recipe: Recipe) -> ExampleSize:
+    """The size of the call that a model is traced with: small, not square, and room for the recipe's windows."""
+    windows = [w for w in (getattr(stage.method, "window", None) for stage in recipe.stages) if w is not None]
+    height = max([4, *(2 * w[0] for w in windows)])
+    width = max([4, *(2 * w[1] for w in windows)])
+    return ExampleSize(grid=(2 * height, 2 * width - 2))
+
+
 def example_call(model: torch.nn.Module, recipe: Recipe, size: ExampleSize) -> dict[str, Any]:
     """Build the keyword arguments of one call of a model, on its device and in its dtype.
 
@@ -98,3 +106,12 @@ def _fill(spec: InputSpec, shape: tuple[int, ...], size: ExampleSize, like: torc
         return ids.reshape(-1, shape[-1])
     # Values do not matter to a trace; a constant keeps example calls free of random numbers.
     return torch.full(shape, 0.5 if spec.fill is None else 1.0, dtype=like.dtype, device=like.device)
+
+
+def text_length(recipe: Recipe, arguments: Mapping[str, Any]) -> int:
+    """The number of text tokens in a call, read off the first input that the recipe says has them; else 0."""
+    for name, spec in recipe.inputs.items():
+        value = arguments.get(name)
+        if "text" in spec.shape and isinstance(value, torch.Tensor):
+            return int(value.shape[spec.shape.index("text")])
+    return 0

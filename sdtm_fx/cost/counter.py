@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import fx
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -67,7 +68,8 @@ class MacCounter(TorchFunctionMode):
     ) -> Any:
         """Run a function and count it."""
         result = func(*args, **(kwargs or {}))
-        self._add(_count(func, args, dict(kwargs or {}), result))
+        if not isinstance(result, fx.Proxy):  # a tracer records here; it runs the function on values by itself
+            self._add(_count(func, args, dict(kwargs or {}), result))
         return result
 
     @contextlib.contextmanager

@@ -1,8 +1,8 @@
-"""The cost of a step in multiply-accumulates, dense and merged, at any size, from one small measurement.
+"""What merging saves, at any size, from one small measurement.
 
-Removing R of N image tokens at a site saves linear work in proportion to R, and attention over a sequence of
-L = N + T tokens (T text tokens) in proportion to L^2 - (L - R)^2. The two factors are counted once per block
-structure, by running its graphs on fake tensors; sizes enter afterwards.
+Removing R of N image tokens saves linear work in proportion to R, and attention over a sequence of L = N + T tokens
+(T text tokens) in proportion to L^2 - (L - R)^2. The factors are counted once per block structure, by running its
+graphs on fake tensors for two values of R; sizes enter afterwards.
 """
 
 from __future__ import annotations
@@ -21,50 +21,75 @@ from sdtm_fx.rewriting.programs import Program, dense_variant
 from sdtm_fx.runtime.call import BlockContext, Call, Variant
 from sdtm_fx.runtime.state import BranchState
 
+
 @dataclass(frozen=True)
-class BlockSaving:
-    """What one block saves in one stage.
+class Saving:
+    """What removing image tokens saves in a block or at a site.
 
     Attributes:
-        linear: MACs of linear layers saved per removed token and sample.
-        attention: MACs saved per sample and token pair that attention no longer compares.
-        text_share: Part of the text that stands in the attended sequence; 1/2 where one of two attentions has none.
-        sites: Linear MACs saved per removed token and sample, by site module.
-        width: Channels that similarity is computed from.
+        linear: MACs of linear layers per removed token and sample.
+        attention: MACs per sample and pair of tokens that attention no longer compares.
+        text_share: Part of the text that stands in the attended sequence; between 0 and 1 where a block has
+            attention with and without text.
     """
 
     linear: float
     attention: float
     text_share: float
-    sites: dict[str, float]
-    width: int
 
-    def saved(self, tokens: int, text: int, remove: int) -> Macs:
+    def at(self, tokens: int, text: int, remove: int) -> Macs:
         """MACs saved per sample by removing `remove` of `tokens` image tokens beside `text` text tokens."""
         sequence = tokens + self.text_share * text
         pairs = sequence**2 - (sequence - remove) ** 2
-        linear = self.linear * remove
-        return Macs(linear, linear + self.attention * pairs)
+        return Macs(self.linear * remove, self.linear * remove + self.attention * pairs)
 
 
-def plan_macs(method: Method, grid: tuple[int, int], width: int, remove: int) -> Macs:
+@dataclass(frozen=True)
+class BlockCost:
+    """The cost of one block in one stage.
+
+    Attributes:
+        saving: What the stage saves in the whole block, the search for tokens left out.
+        sites: The same at each site, by path inside the block; what lies between sites is in `saving` only.
+        width: Channels that similarity is computed from.
+        dense: MACs of the whole block at the measured size, per sample, nothing removed.
+        size: Image and text tokens of the measured size.
+    """
+
+    saving: Saving
+    sites: dict[str, Saving]
+    width: int
+    dense: Macs
+    size: tuple[int, int]
+
+    def dense_at(self, tokens: int, text: int) -> float:
+        """Total MACs per sample without merging, scaled from the measured size; good to a few percent."""
+        grown = (tokens + text) / sum(self.size)
+        return self.dense.linear * grown + self.dense.attention * grown**2
+
+
+def plan_macs(method: Method, grid: tuple[int, int], text: int, width: int, remove: int) -> Macs:
     """What finding the tokens to merge costs, per plan; `width` is that of the tokens compared."""
     if remove <= 0 or method.name == "skip":
-        return Macs(0.0, 0.0)
+        return Macs()
     tokens = grid[0] * grid[1]
+    # A continuous curve asks for counts between those that the method can remove; the search costs the same.
+    remove = min(max(remove, method.quantum()), method.capacity(grid)) // method.quantum() * method.quantum()
+    reads_attention = "attention" in method.wants()
     with torch.device("meta"):
         view = TokenView(
             torch.empty(1, tokens, width),
             grid,
             torch.empty(1, tokens, dtype=torch.int32) if "ages" in method.needs else None,
-            torch.empty(1, tokens) if "attention" in method.needs else None,
+            torch.empty(1, tokens) if reads_attention else None,
         )
         with MacCounter() as counter:
             method.plan(view, remove)
-        return counter.macs
+    probes = min(getattr(method, "probe_queries", None) or tokens, tokens) if reads_attention else 0
+    return counter.macs + Macs(0.0, float(probes * (tokens + text) * width))
 
 
-def measure_saving(
+def measure_block(
     recipe: Recipe,
     stage: int,
     program: Program,
@@ -72,8 +97,8 @@ def measure_saving(
     leaves: list[Leaf],
     grid: tuple[int, int],
     text: int,
-) -> BlockSaving | None:
-    """Measure what a block saves in a stage, on the example call that it was captured with.
+) -> BlockCost | None:
+    """Measure a block in a stage, on the example call that it was captured with.
 
     Args:
         recipe: The recipe.
@@ -85,41 +110,46 @@ def measure_saving(
         text: Text tokens of the example.
 
     Returns:
-        The saving, None when the stage leaves the block alone.
+        The cost, None when the stage leaves the block alone.
     """
     if Variant(stage=stage) not in program.functions:
         return None
     sequence = next(leaf for leaf in leaves if isinstance(leaf, FakeTensor) and leaf.ndim == 3)
-    batch, width = sequence.shape[0], sequence.shape[-1]
+    batch, width, tokens = sequence.shape[0], sequence.shape[-1], grid[0] * grid[1]
     trial = _Trial(recipe, stage, program, block, leaves, grid)
-    few, many = trial.counts()
-    with torch.no_grad(), sequence.fake_mode:
-        dense, dense_sites = trial.run(0)
-        merged, sites = trial.run(many)
-        merged_less, _ = trial.run(few)
     method, plans = recipe.stages[stage].method, 1 if "batch" in recipe.plan.share else batch
-    saved = {
-        remove: dense.attention - macs.attention + plans * plan_macs(method, grid, width, remove).attention
-        for remove, macs in ((few, merged_less), (many, merged))
+    with torch.no_grad(), sequence.fake_mode:
+        dense, inside = trial.run(0)
+        merged = {remove: trial.run(remove) for remove in trial.counts()}
+    planning = {remove: plan_macs(method, grid, text, width, remove) * plans for remove in merged}
+    whole = {remove: dense - macs + planning[remove] for remove, (macs, _) in merged.items()}
+    sites = {
+        name: {remove: inside[name] - within[name] for remove, (_, within) in merged.items()}
+        for name in inside
+        # An instrumented attention runs as a graph, not as a module call, and cannot be told apart.
+        if method.name == "skip" or all(within[name].total for _, within in merged.values())
     }
-    merges_attention = any(s.kind == "attention" and s.id in recipe.stages[stage].sites for s in recipe.sites)
-    attention, sequence = _fit_attention(saved) if merges_attention else (0.0, 0.0)
-    return BlockSaving(
-        linear=(dense.linear - merged.linear) / batch / many,
-        attention=attention / batch,
-        text_share=(sequence - grid[0] * grid[1]) / text if attention and text else 0.0,
-        sites={name: (dense_sites[name] - sites[name]).linear / batch / many for name in dense_sites},
+    return BlockCost(
+        saving=_fit(whole, batch, tokens, text),
+        sites={name: _fit(saved, batch, tokens, text) for name, saved in sites.items()},
         width=width,
+        dense=dense * (1 / batch),
+        size=(tokens, text),
     )
 
 
-def _fit_attention(saved: dict[int, float]) -> tuple[float, float]:
-    """Solve ``saved(R) = a * (2 L R - R^2)`` for a and L from two counts; one count: all of it, ``a * L^2``."""
+def _fit(saved: dict[int, Macs], batch: int, tokens: int, text: int) -> Saving:
+    """Solve ``attention(R) = a (2 L R - R^2)`` for a and L from two counts; one count is all of it, ``a L^2``."""
     (few, less), (many, more) = min(saved.items()), max(saved.items())
+    linear = more.linear / batch / many
+    if not more.attention:
+        return Saving(linear, 0.0, 0.0)
     if few == many:
-        return more / many**2, float(many)
-    factor = (less / few - more / many) / (many - few)
-    return factor, (more / many / factor + many) / 2 if factor else 0.0
+        sequence = float(tokens + text)
+        return Saving(linear, more.attention / batch / (2 * sequence * many - many**2), 1.0)
+    attention = (less.attention / few - more.attention / many) / (many - few)
+    sequence = (more.attention / many / attention + many) / 2
+    return Saving(linear, attention / batch, (sequence - tokens) / text if text else 0.0)
 
 
 @dataclass(frozen=True)
@@ -133,14 +163,13 @@ class _Trial:
     leaves: list[Leaf]
     grid: tuple[int, int]
 
-    def counts(self) -> tuple[int, int]:
+    def counts(self) -> tuple[int, ...]:
         """A small and a large number of tokens that the stage can remove on this grid."""
         method = self.recipe.stages[self.stage].method
-        tokens = self.grid[0] * self.grid[1]
         if method.name == "skip":
-            return tokens, tokens
+            return (self.grid[0] * self.grid[1],)
         units = method.capacity(self.grid) // method.quantum()
-        return max(1, units // 3) * method.quantum(), max(1, units) * method.quantum()
+        return tuple(sorted({max(1, units // 3) * method.quantum(), max(1, units) * method.quantum()}))
 
     def run(self, remove: int) -> tuple[Macs, dict[str, Macs]]:
         """Count one run, and what runs inside each site's module; `remove` 0 is the dense block."""

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 from sdtm_fx.capture.arguments import Signature
+from sdtm_fx.capture.example import text_length
 from sdtm_fx.clock import Clock, Moment
+from sdtm_fx.cost.model import CostModel
 from sdtm_fx.recipe.ratio import ThresholdRatio
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewriting.programs import dense_variant
@@ -22,6 +24,23 @@ from sdtm_fx.schedule import build_schedule
 _TIMESTEPS = ("timestep", "timesteps", "t")
 
 
+@dataclass(frozen=True)
+class CallSize:
+    """The size of a model call.
+
+    Attributes:
+        steps: Denoising steps of the generation.
+        grid: (height, width) in tokens.
+        batch: Samples, CFG halves counted.
+        text: Text tokens.
+    """
+
+    steps: int
+    grid: tuple[int, int]
+    batch: int
+    text: int
+
+
 @dataclass
 class Runtime:
     """Everything that changes while a rewritten model runs; blocks read `call`.
@@ -31,7 +50,7 @@ class Runtime:
         clock: Says which step it is.
         signature: Parameters of the model's forward.
         guided: Whether the pipeline in charge stacks CFG halves in one batch.
-        cost: MACs of a step, for the schedule.
+        cost: What steps cost; the schedule weighs its levels by it.
         state: What lives across steps.
         call: The model call in progress, None outside of one.
     """
@@ -40,27 +59,27 @@ class Runtime:
     clock: Clock
     signature: Signature
     guided: Callable[[], bool]
-    cost: Callable[[tuple[int, int]], Callable[[int | None, int], float]] | None = None
+    cost: CostModel | None = None
     state: RunState = field(default_factory=RunState)
     call: Call | None = None
     planned: dict[int, object] = field(default_factory=dict)
     manual_halves: int | None = None
 
     def __post_init__(self) -> None:
-        self._grid = GridReader(self.recipe.tokens.grid)
-        self._schedules: dict[tuple[int, tuple[int, int]], Schedule] = {}
+        self.grid = GridReader(self.recipe.tokens.grid)
+        self._schedules: dict[tuple[int, tuple[int, int], int], Schedule] = {}
         self._generation: int | None = None
         self._evaluation: tuple[int, int] | None = None
         self._calls_in_evaluation = 0
         self._steps_begun: set[tuple[Hashable, int]] = set()
         self.context_name: str | None = None
-        self.last: tuple[Moment, tuple[int, int], int] | None = None
+        self.last: CallSize | None = None
 
-    def schedule(self, steps: int, grid: tuple[int, int]) -> Schedule:
-        """The schedule of a generation, made once per number of steps and grid."""
-        key = (steps, grid)
+    def schedule(self, steps: int, grid: tuple[int, int], text: int) -> Schedule:
+        """The schedule of a generation, made once per number of steps, grid and text length."""
+        key = (steps, grid, text)
         if key not in self._schedules:
-            cost = self.cost(grid) if self.cost is not None else None
+            cost = self.cost.step_cost(grid, text) if self.cost is not None else None
             self._schedules[key] = build_schedule(self.recipe, steps=steps, grid=grid, cost=cost)
         return self._schedules[key]
 
@@ -78,7 +97,7 @@ class Runtime:
         arguments = self.signature.bind(args, kwargs)
         timestep = next((arguments[n] for n in _TIMESTEPS if arguments.get(n) is not None), None)
         moment = self.clock.moment(timestep)
-        grid = self._grid.read(arguments)
+        grid = self.grid.read(arguments)
         tensor = next(v for v in arguments.values() if isinstance(v, torch.Tensor))
         batch = tensor.shape[0]
         starts = self._note_time(moment)
@@ -86,9 +105,9 @@ class Runtime:
         branch = (self.context_name or self._calls_in_evaluation, batch, grid)
         self._calls_in_evaluation += 1
         state = self.state.branch(branch)
-        self.call = self._make_call(moment, grid, branch, state, halves, tensor.device)
+        self.last = CallSize(moment.count, grid, batch, text_length(self.recipe, arguments))
+        self.call = self._make_call(moment, self.last, branch, state, halves, tensor.device)
         self.planned = {}
-        self.last = (moment, grid, batch)
         return starts
 
     def end(self) -> None:
@@ -120,14 +139,14 @@ class Runtime:
     def _make_call(
         self,
         moment: Moment,
-        grid: tuple[int, int],
+        size: CallSize,
         branch: Hashable,
         state: BranchState,
         halves: int,
         device: torch.device,
     ) -> Call:
         recipe, step = self.recipe, moment.step
-        schedule = self.schedule(moment.count, grid)
+        schedule = self.schedule(size.steps, size.grid, size.text)
         phase = self._phase(schedule, step, state)
         served = phase.stage if phase.stage is not None else _next_stage(schedule, step)
         stage = None if served is None else recipe.stages[served]
@@ -147,7 +166,7 @@ class Runtime:
             variant=None if variant == Variant(stage=None) and recipe.prompt is None else variant,
             phase=phase,
             method=None if stage is None else stage.method,
-            grid=grid,
+            grid=size.grid,
             halves=halves,
             share_batch="batch" in recipe.plan.share,
             every_layers=recipe.plan.every_layers,

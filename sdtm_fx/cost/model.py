@@ -1,0 +1,92 @@
+"""The cost model of a rewritten model: MACs of every step, at any grid."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from sdtm_fx.capture.arguments import Leaf
+from sdtm_fx.cost.counter import Macs
+from sdtm_fx.cost.saving import BlockCost, measure_block, plan_macs
+from sdtm_fx.recipe.schema import Recipe
+from sdtm_fx.rewriting.programs import Program
+
+
+@dataclass(frozen=True)
+class MeasuredBlock:
+    """A rewritten block, and the example call that it was captured with.
+
+    Attributes:
+        path: Module path of the block.
+        block: The block.
+        program: Its program.
+        leaves: Arguments of the example call, fake tensors.
+    """
+
+    path: str
+    block: torch.nn.Module
+    program: Program
+    leaves: list[Leaf] = field(repr=False)
+
+
+@dataclass
+class CostModel:
+    """Costs of all blocks; each structure is measured once, when first asked for.
+
+    Attributes:
+        recipe: The recipe.
+        blocks: The rewritten blocks.
+        grid: (height, width) in tokens of the example calls.
+        text: Text tokens of the example calls.
+    """
+
+    recipe: Recipe
+    blocks: tuple[MeasuredBlock, ...]
+    grid: tuple[int, int]
+    text: int
+    _measured: dict[tuple[int, int], BlockCost | None] = field(default_factory=dict, repr=False)
+
+    def block_cost(self, block: MeasuredBlock, stage: int) -> BlockCost | None:
+        """The cost of a block in a stage, None where the stage leaves it alone."""
+        key = (id(block.program), stage)
+        if key not in self._measured:
+            self._measured[key] = measure_block(
+                self.recipe, stage, block.program, block.block, block.leaves, self.grid, self.text
+            )
+        return self._measured[key]
+
+    def saved(self, stage: int, grid: tuple[int, int], text: int, remove: int, batch: int = 1) -> Macs:
+        """MACs that a stage saves in one call of the model, what finding the tokens costs taken off.
+
+        Args:
+            stage: Index of the stage.
+            grid: (height, width) in tokens.
+            text: Text tokens.
+            remove: Tokens removed at each site.
+            batch: Samples in the call.
+        """
+        method, tokens = self.recipe.stages[stage].method, grid[0] * grid[1]
+        total, planning = Macs(), None
+        for index, block in enumerate(self.blocks):
+            cost = self.block_cost(block, stage)
+            if cost is None:
+                continue
+            total = total + cost.saving.at(tokens, text, remove) * batch
+            if index % self.recipe.plan.every_layers == 0:
+                planning = planning or plan_macs(method, grid, text, cost.width, remove)
+                total = total - planning * (1 if "batch" in self.recipe.plan.share else batch)
+        return total
+
+    def step_cost(self, grid: tuple[int, int], text: int) -> Callable[[int | None, int], float]:
+        """Total MACs per sample of the rewritten blocks in one step: what the schedule weighs levels by."""
+        first = [next(filter(None, (self.block_cost(b, s) for s in range(len(self.recipe.stages)))), None) for b in self.blocks]
+        dense = sum(cost.dense_at(grid[0] * grid[1], text) for cost in first if cost is not None)
+
+        @functools.cache
+        def cost(stage: int | None, remove: int) -> float:
+            return dense if stage is None or not remove else dense - self.saved(stage, grid, text, remove).total
+
+        return cost
