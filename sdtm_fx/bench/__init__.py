@@ -1,0 +1,1 @@
+"""Benchmarks: merged against dense, interleaved in one run, beside what the arithmetic allows."""
