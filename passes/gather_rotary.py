@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import fx
 
+from sdtm_fx.capture.arguments import Signature
 from sdtm_fx.errors import SiteError
 from sdtm_fx.rewriting.work import BlockWork, Pass
 from sdtm_fx.runtime import ops
@@ -18,7 +19,9 @@ def gather_rotary(work: BlockWork) -> int:
     sites = [s for s in work.sites.values() if s.spec.rotary is not None]
     for site in sites:
         name = str(site.spec.rotary)
-        tables = site.node.kwargs.get(name)
+        names = Signature.of(type(work.block.get_submodule(site.local)).forward).names
+        slot = names.index(name) if name in names[: len(site.node.args)] else name
+        tables = site.node.args[slot] if isinstance(slot, int) else site.node.kwargs.get(slot)
         if tables is None:
             raise SiteError(
                 f"site {site.spec.id!r}: the block passes no {name!r} to {site.local}; "
@@ -31,7 +34,11 @@ def gather_rotary(work: BlockWork) -> int:
             )
         plan = next(iter(site.node.all_input_nodes[_merge_position(site.node)].all_input_nodes))
         with work.graph.inserting_before(site.node):
-            site.node.update_kwarg(name, _map_tables(work.graph, _image_plan(plan), tables))
+            gathered = _map_tables(work.graph, _image_plan(plan), tables)
+        if isinstance(slot, int):
+            site.node.update_arg(slot, gathered)
+        else:
+            site.node.update_kwarg(slot, gathered)
     return len(sites)
 
 

@@ -15,6 +15,7 @@ from torch import fx
 from sdtm_fx.attention_score import received_attention
 from sdtm_fx.errors import SiteError
 from sdtm_fx.passes.insert_merges import prefix_length
+from sdtm_fx.passes.locate_sites import first_placeholder
 from sdtm_fx.rewriting.attention import AttentionGraph, image_span, open_attention
 from sdtm_fx.rewriting.codegen import graph_function
 from sdtm_fx.rewriting.work import BlockWork, Pass, SitePlace
@@ -63,9 +64,8 @@ def _instrument(work: BlockWork, site: Site, plan: fx.Node | None, weighted: boo
     module = work.block.get_submodule(site.local)
     opened = open_attention(site.node, module, site.slot, where)
     inner = opened.graph
-    with inner.inserting_before(next(iter(inner.nodes))):
-        context = inner.placeholder("ctx")
-        prefix = inner.placeholder("prefix")
+    prefix = first_placeholder(inner, "prefix")
+    context = first_placeholder(inner, "ctx")
     start, length = image_span(opened, prefix if site.spec.prefix is not None else None)
     if weighted:
         _weigh_prompt(opened, context, start, length, where)

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from torch import fx
+
 from sdtm_fx.rewriting.work import BlockWork, Pass
 from sdtm_fx.sites.locating import locate
 
 
 def locate_sites(work: BlockWork) -> int:
     """Find each site of the variant, confirm its structure, and add the context placeholder."""
-    first = next(iter(work.graph.nodes))
-    with work.graph.inserting_before(first):
-        work.context = work.graph.placeholder("ctx")
+    work.context = first_placeholder(work.graph, "ctx")
     for place in work.places:
         spec = work.recipe.sites[place.site_index]
         work.sites[spec.id] = locate(work.graph, work.block, spec, place.local, place.path)
     return len(work.sites)
+
+
+def first_placeholder(graph: fx.Graph, name: str) -> fx.Node:
+    """Put a placeholder in front of all others, under a name that none of them has."""
+    taken = {n.target for n in graph.nodes if n.op == "placeholder"}
+    while name in taken:
+        name += "_"
+    with graph.inserting_before(next(iter(graph.nodes))):
+        return graph.placeholder(name)
 
 
 LOCATE_SITES = Pass("locate_sites", exact=True, run=locate_sites)

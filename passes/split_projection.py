@@ -12,6 +12,7 @@ import operator
 import torch
 from torch import fx
 
+from sdtm_fx.capture.hooked import is_hooked
 from sdtm_fx.passes.sink_unmerge import is_channel_cat
 from sdtm_fx.rewriting.work import BlockWork, Pass
 from sdtm_fx.runtime import ops
@@ -35,28 +36,36 @@ def _split(work: BlockWork, cat: fx.Node) -> bool:
         return False
     path = str(projection.target)
     linear = work.block.get_submodule(path)
-    if type(linear) is not torch.nn.Linear or "forward" in linear.__dict__:
-        work.notes.append(
-            f"{path} is not split: it is a {type(linear).__name__}"
-            + (" with a hook" if "forward" in linear.__dict__ else "")
-            + ", and only a plain Linear can be cut"
-        )
+    obstacle = _obstacle(linear)
+    if obstacle is not None:
+        work.notes.append(f"{path} is not split: {obstacle}; only a plain Linear can be cut")
         return False
     _rewrite(work, parts, unmerged[0], projection, path)
     return True
+
+
+def _obstacle(layer: torch.nn.Module) -> str | None:
+    """Why a layer is more than a product with its weight (LoRA, hooks, quantisation), None if it is not."""
+    kind = type(layer)
+    if kind is not torch.nn.Linear:
+        return f"it is a {kind.__module__}.{kind.__name__}"
+    if is_hooked(layer):
+        return "it has a hook"
+    if type(layer.weight) is not torch.nn.Parameter:
+        return f"its weight is a {type(layer.weight).__name__}"
+    return None
 
 
 def _rewrite(work: BlockWork, parts: list[fx.Node], unmerged: fx.Node, projection: fx.Node, path: str) -> None:
     graph, plan = work.graph, unmerged.args[0]
     with graph.inserting_before(projection):
         weights = graph.create_node("get_attr", path)
-        total, start, merged = None, 0, None
-        for part in parts:
-            width = part.meta["val"].shape[-1]
-            source = part.args[1] if part is unmerged else part
+        total, merged = None, None
+        # Widths are read off the parts as they run: blocks of one structure may differ in width.
+        sources = [part.args[1] if part is unmerged else part for part in parts]
+        for index, (part, source) in enumerate(zip(parts, sources, strict=True)):
             with_bias = total is None and part is not unmerged
-            share = graph.call_function(ops.linear_part, (weights, source, start, start + width, with_bias))
-            start += width
+            share = graph.call_function(ops.linear_part, (weights, source, tuple(sources[:index]), with_bias))
             if part is unmerged:
                 merged = graph.call_function(ops.unmerge_tokens, (plan, share))
                 merged.meta.update(val=projection.meta["val"], site=unmerged.meta["site"])

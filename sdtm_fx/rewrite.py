@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -56,13 +57,13 @@ def rewrite(target: Target, recipe: RecipeSource, *, example: Mapping[str, Any] 
     parsed = load_recipe(recipe)
     models = _denoisers(target, parsed)
     plans = [(model, _prepare(model, parsed, target, example)) for model in models]
-    for model, rewriting in plans:
-        previous = rewriting_of(model)
-        if previous is not None:
-            previous.uninstall(model)
-        if target is not model:
-            rewriting.runtime.clock.follow(target)
-        rewriting.install(model)
+    replaced = [rewriting for model in models if (rewriting := rewriting_of(model)) is not None]
+    with contextlib.ExitStack() as undo:
+        for model, rewriting in plans:
+            _put_in_place(model, rewriting, target, undo)
+        undo.pop_all()
+    for previous in replaced:
+        previous.runtime.clock.unfollow()
     return target
 
 
@@ -75,11 +76,11 @@ def restore(target: Target) -> Target:
     Raises:
         RewriteError: Nothing is rewritten there.
     """
-    models = _rewritten_models(target)
-    for model in models:
+    for model in _rewritten_models(target):
         rewriting = rewriting_of(model)
         assert rewriting is not None
         rewriting.uninstall(model)
+        rewriting.runtime.clock.unfollow()
     return target
 
 
@@ -122,6 +123,21 @@ def steps(target: Any, count: int, *, cfg_halves: int | None = None) -> Iterator
             yield clock
         finally:
             runtime.manual_halves = None
+
+
+def _put_in_place(
+    model: torch.nn.Module, rewriting: Rewriting, target: Any, undo: contextlib.ExitStack
+) -> None:
+    """Install a rewriting in place of the previous one; `undo` gives that one back if a later step fails."""
+    if target is not model:
+        rewriting.runtime.clock.follow(target)
+        undo.callback(rewriting.runtime.clock.unfollow)
+    previous = rewriting_of(model)
+    if previous is not None:
+        previous.uninstall(model)
+        undo.callback(previous.install, model)
+    rewriting.install(model)
+    undo.callback(rewriting.uninstall, model)
 
 
 def _denoisers(target: Any, recipe: Recipe) -> list[torch.nn.Module]:
@@ -177,7 +193,12 @@ def _prepare(
     bindings, blocks = _bind(model, recipe, outer, places, order, kept, cache, runtime)
     measured_by_size = example is None and not isinstance(recipe.tokens.grid, FixedGrid)
     grid = size.grid if measured_by_size else runtime.grid.read(example or {})
-    runtime.cost = CostModel(recipe, blocks, grid, text_length(recipe, outer.arguments))
+    cost = CostModel(recipe, blocks, grid, text_length(recipe, outer.arguments))
+    # Measured now, while the example calls still fit the weights: `.to(dtype)` or `.to(device)` may follow.
+    for block, stage in itertools.product(blocks, range(len(recipe.stages))):
+        cost.block_cost(block, stage)
+    runtime.cost = cost
+    runtime.refreshes = cache.refreshes
     return Rewriting(recipe, runtime, cache, bindings, tuple(p for p in order if p in kept), outer.graph)
 
 

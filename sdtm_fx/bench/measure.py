@@ -13,7 +13,7 @@ import torch
 
 from sdtm_fx.bench.configs import BenchModel, build
 from sdtm_fx.capture.example import ExampleSize, example_call
-from sdtm_fx.explain import explain
+from sdtm_fx.explaining.explain import explain
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewrite import rewrite, steps
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import keyword
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -66,7 +68,8 @@ def flatten(arguments: Mapping[str, Any]) -> tuple[Key, list[Leaf]]:
 
     Tensors, ints and floats are leaves: they become placeholders of a graph. Everything else (None,
     bool, str, an enum) is structure: another value is another graph. A tensor's dtype and rank are
-    structure too, since forwards branch on them.
+    structure too, since forwards branch on them; so is whether it holds one value for all tokens
+    ([B, 1, ...]), since passes move work on such values.
     """
     leaves: list[Leaf] = []
     key = tuple((name, _flatten(value, leaves)) for name, value in arguments.items())
@@ -76,7 +79,7 @@ def flatten(arguments: Mapping[str, Any]) -> tuple[Key, list[Leaf]]:
 def _flatten(value: Any, leaves: list[Leaf]) -> Key:
     if isinstance(value, torch.Tensor):
         leaves.append(value)
-        return ("tensor", value.dtype, value.ndim)
+        return ("tensor", value.dtype, value.ndim, value.ndim > 2 and value.shape[1] == 1)
     if isinstance(value, bool) or value is None:
         return ("constant", value)
     if isinstance(value, int | float):
@@ -108,10 +111,20 @@ def _unflatten(part: Key, leaves: Iterator[Any]) -> Any:
 
 
 def leaf_names(key: Key) -> list[str]:
-    """Name the leaves of a key after their place: ``image_rotary_emb_0`` is the first of a tuple."""
+    """Name the leaves of a key after their place: ``image_rotary_emb_0`` is the first of a tuple.
+
+    Every name is a Python identifier, and no two are the same.
+    """
+    arguments = {name for name, _ in key}
     names: list[str] = []
-    for name, part in key:
-        _leaf_names(name, part, names)
+    for argument, part in key:
+        places: list[str] = []
+        _leaf_names(argument, part, places)
+        for place in places:
+            name = re.sub(r"\W|^(?=\d)", "_", place)
+            while name in names or keyword.iskeyword(name) or name in arguments - {argument}:
+                name += "_"
+            names.append(name)
     return names
 
 

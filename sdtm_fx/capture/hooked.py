@@ -52,6 +52,16 @@ def clear_inner_forward(module: torch.nn.Module, former: Forward | None) -> None
     module.__dict__.pop("forward", None)
 
 
+def is_hooked(module: torch.nn.Module) -> bool:
+    """Whether calling a module does more than its class's forward: what reads its weights past it would miss that."""
+    return "forward" in module.__dict__ or bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def traits(module: torch.nn.Module) -> tuple[type, bool, type]:
+    """What a rewritten graph assumes about a module that it calls: its type, hooks, and the type of its weight."""
+    return type(module), is_hooked(module), type(module._parameters.get("weight"))
+
+
 @contextlib.contextmanager
 def hooks_bypassed(model: torch.nn.Module) -> Iterator[None]:
     """Take instance forwards out of the way: inside, every module runs its class's own forward.

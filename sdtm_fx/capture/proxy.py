@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from sdtm_fx.capture.tracer import BlockTracer
 
 # Attributes that a trace may read as plain Python: a capture is keyed on them (see `arguments`).
-_CONCRETE = frozenset({"dtype", "device", "ndim", "is_cuda", "requires_grad", "layout", "is_meta"})
+_CONCRETE = frozenset({"dtype", "ndim", "layout"})
 
 
 class ValueProxy(fx.Proxy):
     """A proxy that knows the example value of its node.
 
-    Dtype, device and rank are concrete. Sizes are recorded as nodes, so that a graph holds at every
-    batch and resolution. A branch on a value (``if x.shape[1] > 512``) is taken as the example says
+    Dtype and rank are concrete. Sizes are recorded as nodes, so that a graph holds at every batch and
+    resolution; so is the device, since models move. A branch on a value (``if x.shape[1] > 512``) is taken as the example says
     and recorded as a guard.
     """
 
@@ -52,8 +52,9 @@ class ValueProxy(fx.Proxy):
         return int(self.value.dim())
 
     def __getitem__(self, key: Any) -> Any:
-        if isinstance(self.value, tuple | list | dict) and isinstance(key, int | str):
-            item = self.value[key]
+        value: Any = self.value
+        if isinstance(value, tuple | list | dict) and isinstance(key, int | str):
+            item = value[key]
             if item is None or isinstance(item, str | bool):
                 return item
         return self.tracer.create_proxy("call_function", operator.getitem, (self, key), {})

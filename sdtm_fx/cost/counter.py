@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+
+from sdtm_fx.capture.proxy import value_of
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ class MacCounter(TorchFunctionMode):
     ) -> Any:
         """Run a function and count it."""
         result = func(*args, **(kwargs or {}))
-        if not isinstance(result, fx.Proxy):  # a tracer records here; it runs the function on values by itself
-            self._add(_count(func, args, dict(kwargs or {}), result))
+        # Under a tracer, what is counted is the values that proxies carry.
+        self._add(_count(func, value_of(args), value_of(dict(kwargs or {})), value_of(result)))
         return result
 
     @contextlib.contextmanager
@@ -121,6 +122,8 @@ def _count(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
 def _einsum(args: tuple[Any, ...]) -> float:
     """The product of all sizes that occur in a contraction of two tensors."""
     operands = args[1] if isinstance(args[1], list | tuple) else args[1:]
+    if len(operands) < 2:
+        return 0.0  # a permutation
     inputs = args[0].replace(" ", "").split("->")[0].split(",")
     sizes = {
         letter: size

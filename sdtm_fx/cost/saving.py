@@ -199,6 +199,7 @@ class _Trial:
             halves=1,
             share_batch="batch" in self.recipe.plan.share,
             every_layers=1,
+            keep_plans=False,
             one_age_counter=False,
             advance_ages=True,
             state=state,

@@ -99,15 +99,16 @@ def image_span(opened: AttentionGraph, prefix: fx.Node | None) -> tuple[Any, fx.
     Returns:
         (start, length), nodes or integers, placed before the attention operation.
     """
-    graph, axis = opened.graph, opened.sequence
-    cat = _sequence_cat(opened.key, axis)
+    graph = opened.graph
+    cat = _sequence_cat(opened)
     with graph.inserting_before(opened.operation):
         if cat is None:
-            total = graph.call_method("size", (opened.key, axis))
+            total = graph.call_method("size", (opened.key, opened.sequence))
             if prefix is None:
                 return 0, total
             return prefix, graph.call_function(operator.sub, (total, prefix))
         start: Any = 0
+        axis = _cat_axis(cat)
         for part in cat.args[0]:  # type: ignore[union-attr]
             size = graph.call_method("size", (part, axis))
             if descends_from(part, opened.entry):  # type: ignore[arg-type]
@@ -116,15 +117,23 @@ def image_span(opened: AttentionGraph, prefix: fx.Node | None) -> tuple[Any, fx.
     raise SiteError("no part of the keys comes from the image tokens")
 
 
-def _sequence_cat(key: fx.Node, axis: int) -> fx.Node | None:
-    node: fx.Node | None = key
+def _sequence_cat(opened: AttentionGraph) -> fx.Node | None:
+    """Find where the sequence of the keys is put together: along which axis depends on where heads are split off."""
+    length = opened.key.meta["val"].shape[opened.sequence]
+    node: fx.Node | None = opened.key
     while node is not None and node.op != "placeholder":
         if node.target is torch.cat:
-            dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
-            if dim == axis:
+            shape, axis = node.meta["val"].shape, _cat_axis(node)
+            if axis < len(shape) - 1 and shape[axis] == length:
                 return node
         node = next(iter(node.all_input_nodes), None)
     return None
+
+
+def _cat_axis(node: fx.Node) -> int:
+    """The axis of a ``torch.cat``, counted from the front."""
+    axis = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+    return axis % node.meta["val"].ndim  # type: ignore[operator, no-any-return]
 
 
 def _is_attention(node: fx.Node) -> bool:

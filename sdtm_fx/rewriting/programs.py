@@ -10,6 +10,7 @@ import torch
 
 from sdtm_fx.capture.arguments import Key, Leaf
 from sdtm_fx.capture.blocks import capture_block
+from sdtm_fx.capture.hooked import traits
 from sdtm_fx.capture.tracer import Capture
 from sdtm_fx.recipe.ratio import ThresholdRatio
 from sdtm_fx.recipe.schema import Recipe
@@ -18,6 +19,7 @@ from sdtm_fx.rewriting.codegen import BlockFunction, copy_graph, graph_function
 from sdtm_fx.rewriting.runner import run_passes
 from sdtm_fx.rewriting.work import BlockWork, Pass, SitePlace
 from sdtm_fx.errors import SiteError
+from sdtm_fx.runtime import ops
 from sdtm_fx.runtime.call import Variant
 
 
@@ -32,6 +34,7 @@ class Program:
         applied: How often each pass applied, by variant.
         notes: Why something was not done.
         places: The sites in it.
+        features: By variant, the names of the features that it stores (dense steps) or reads (stages).
     """
 
     dense: BlockFunction
@@ -40,6 +43,7 @@ class Program:
     applied: dict[Variant, dict[str, int]]
     notes: tuple[str, ...]
     places: tuple[SitePlace, ...]
+    features: dict[Variant, frozenset[str]] = field(default_factory=dict)
 
 
 @dataclass
@@ -48,7 +52,7 @@ class ProgramCache:
 
     Attributes:
         recipe: The recipe.
-        programs: By structure: the text of the captured graph, the types of its leaves, the sites in it.
+        programs: By structure: the structure of the call, the text of the captured graph, the traits of its leaves, the sites in it.
     """
 
     recipe: Recipe
@@ -71,10 +75,19 @@ class ProgramCache:
             PassError: A pass failed.
         """
         capture = capture_block(block, key, leaves)
-        structure = (str(capture.graph), _leaf_types(block, capture), tuple((p.site_index, p.local) for p in places))
+        structure = (key, str(capture.graph), _leaf_traits(block, capture), tuple((p.site_index, p.local) for p in places))
         if structure not in self.programs:
             self.programs[structure] = _rewrite(self.recipe, block, capture, places)
         return self.programs[structure]
+
+
+    def refreshes(self, served: int, stage: int) -> bool:
+        """Whether a dense step that stores features for one stage stores all that another stage reads."""
+        stored, read = dense_variant(self.recipe, served), Variant(stage=stage)
+        nothing: frozenset[str] = frozenset()
+        return all(
+            p.features.get(read, nothing) <= p.features.get(stored, nothing) for p in self.programs.values()
+        )
 
 
 def variants_of(recipe: Recipe) -> tuple[Variant, ...]:
@@ -83,6 +96,7 @@ def variants_of(recipe: Recipe) -> tuple[Variant, ...]:
     for index, stage in enumerate(recipe.stages):
         variants.append(Variant(stage=index))
         variants.append(dense_variant(recipe, index))
+    variants.append(Variant(stage=None))  # dense steps that no stage follows
     return tuple(dict.fromkeys(variants))
 
 
@@ -106,6 +120,7 @@ def _rewrite(
     code: dict[Variant, str] = {}
     applied: dict[Variant, dict[str, int]] = {}
     notes: dict[str, None] = {}
+    features: dict[Variant, frozenset[str]] = {}
     for variant in variants_of(recipe):
         active = tuple(p for p in places if recipe.sites[p.site_index].id in _sites_of(recipe, variant))
         if not active and (recipe.prompt is None or not attention):
@@ -118,8 +133,11 @@ def _rewrite(
         functions[variant] = graph_function(work.graph, block, name)
         code[variant] = work.graph.python_code("self").src
         notes.update(dict.fromkeys(work.notes))
+        features[variant] = frozenset(
+            str(n.args[-1]) for n in work.calls(ops.store_feature, ops.forecast_feature, ops.blend_forecast)
+        )
     dense = graph_function(capture.graph, block, f"{type(block).__name__}_captured")
-    return Program(dense, functions, code, applied, tuple(notes), places)
+    return Program(dense, functions, code, applied, tuple(notes), places, features)
 
 
 def _sites_of(recipe: Recipe, variant: Variant) -> tuple[str, ...]:
@@ -133,11 +151,10 @@ def _label(recipe: Recipe, variant: Variant) -> str:
     return "dense" if variant.refresh is None else f"dense_for_{recipe.stages[variant.refresh].name}".replace("-", "_")
 
 
-def _leaf_types(block: torch.nn.Module, capture: Capture) -> tuple[tuple[str, type, bool], ...]:
+def _leaf_traits(block: torch.nn.Module, capture: Capture) -> tuple[tuple[str, tuple[type, bool, type]], ...]:
     """What passes may ask about the modules that a graph calls, beside the graph itself."""
     names = dict.fromkeys(str(n.target) for n in capture.graph.nodes if n.op == "call_module")
-    modules = [(name, block.get_submodule(name)) for name in names]
-    return tuple((name, type(m), "forward" in m.__dict__) for name, m in modules)
+    return tuple((name, traits(block.get_submodule(name))) for name in names)
 
 
 def _confirm_kinds(

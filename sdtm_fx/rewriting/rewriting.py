@@ -38,7 +38,7 @@ class Rewriting:
     cache: ProgramCache
     bindings: dict[str, BlockBinding]
     kept: tuple[str, ...]
-    outer: fx.Graph | None
+    outer: fx.Graph
     handles: list[RemovableHandle] = field(default_factory=list)
 
     def install(self, model: torch.nn.Module) -> None:
@@ -52,10 +52,8 @@ class Rewriting:
                 installed.append((binding, block))
             if hasattr(model, "cache_context"):
                 model.__dict__["cache_context"] = types.MethodType(_named_context, model)
-            self.handles = [
-                model.register_forward_pre_hook(_begin, with_kwargs=True, prepend=True),
-                model.register_forward_hook(_end, always_call=True),
-            ]
+            self.handles.append(model.register_forward_pre_hook(_begin, with_kwargs=True, prepend=True))
+            self.handles.append(model.register_forward_hook(_end, always_call=True))
         except BaseException:
             for binding, block in installed:
                 binding.uninstall(block)
@@ -63,11 +61,10 @@ class Rewriting:
             raise
 
     def uninstall(self, model: torch.nn.Module) -> None:
-        """Give every block its own forward back."""
+        """Give every block its own forward back; the clock goes on following its pipeline."""
         for path, binding in self.bindings.items():
             binding.uninstall(model.get_submodule(path))
         self._leave(model)
-        self.runtime.clock.unfollow()
 
     def _leave(self, model: torch.nn.Module) -> None:
         for handle in self.handles:

@@ -29,7 +29,7 @@ def run_passes(work: BlockWork, passes: Sequence[Pass]) -> dict[str, int]:
     for current in passes:
         nodes = len(work.graph.nodes)
         try:
-            applied[current.name] = current.run(work)
+            count = current.run(work)
             work.graph.lint()
         except SdtmFxError:
             raise
@@ -39,6 +39,7 @@ def run_passes(work: BlockWork, passes: Sequence[Pass]) -> dict[str, int]:
                 f"pass {current.name!r} broke the graph of {type(work.block).__name__}: "
                 f"{type(error).__name__}: {error} (passes before it: {before})"
             ) from error
+        applied[current.name] = count
         logger.debug(
             "%s on %s: applied %d, nodes %d -> %d",
             current.name, type(work.block).__name__, applied[current.name], nodes, len(work.graph.nodes),

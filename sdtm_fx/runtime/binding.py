@@ -12,10 +12,10 @@ import torch
 
 from sdtm_fx.capture.arguments import Key, Leaf, Signature, flatten
 from sdtm_fx.capture.guards import GuardFailed
-from sdtm_fx.capture.hooked import clear_inner_forward, set_inner_forward
-from sdtm_fx.rewriting.programs import Program, ProgramCache
+from sdtm_fx.capture.hooked import clear_inner_forward, set_inner_forward, traits
+from sdtm_fx.rewriting.programs import Program, ProgramCache, dense_variant
 from sdtm_fx.rewriting.work import SitePlace
-from sdtm_fx.runtime.call import BlockContext
+from sdtm_fx.runtime.call import BlockContext, Call, Variant
 from sdtm_fx.runtime.runtime import Runtime
 
 ATTRIBUTE = "_sdtm_fx"
@@ -56,14 +56,15 @@ class BlockBinding:
         program = self.programs.get(key)
         if program is None:
             program = self._learn(block, key, leaves)
-        function = program.functions.get(call.variant)
+        variant = self._variant(call, program)
+        function = program.functions.get(variant)
         if function is None:
             return self._own(block, args, kwargs)
         context = BlockContext(call, self.index, self.runtime.planned)
         try:
             return function(block, context, *leaves)
         except GuardFailed:
-            function = self._learn(block, key, leaves).functions[call.variant]
+            function = self._learn(block, key, leaves).functions[variant]
             return function(block, context, *leaves)
 
     def check_modules(self, block: torch.nn.Module) -> None:
@@ -84,6 +85,20 @@ class BlockBinding:
         """Give the block its own forward back."""
         clear_inner_forward(block, self.former)
         del block.__dict__[ATTRIBUTE]
+
+    def _variant(self, call: Call, program: Program) -> Variant:
+        """The variant of the call, or a refresh where the block has no features yet.
+
+        The model may leave a block out on the step that stores them: caches, `skip_layers`.
+        """
+        variant = call.variant
+        assert variant is not None
+        if variant.stage is None:
+            return variant
+        held = call.state.features
+        if all((self.index, name) in held for name in program.features.get(variant, ())):
+            return variant
+        return dense_variant(self.cache.recipe, variant.stage)
 
     def _own(self, block: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.former is not None:
@@ -108,9 +123,9 @@ def _rewritten_forward(kind: type[torch.nn.Module]) -> Callable[..., Any]:
 
 
 def fingerprint(block: torch.nn.Module) -> tuple[Any, ...]:
-    """What a program assumes about a block: the types of its modules and their plain settings."""
+    """What a program assumes about a block: what its modules are, and their plain settings."""
     return tuple(
-        (name, type(m), type(m.__dict__.get("processor")), "forward" in m.__dict__, m.__dict__.get("_chunk_size"))
+        (name, traits(m), type(m.__dict__.get("processor")), m.__dict__.get("_chunk_size"))
         for name, m in block.named_modules()
         if name
     )

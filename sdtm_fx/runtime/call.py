@@ -38,6 +38,7 @@ class Call:
         halves: CFG halves in the batch that share one plan (1: every sample has its own).
         share_batch: One plan for the whole batch.
         every_layers: Blocks per plan group.
+        keep_plans: Whether a later step reuses the plans of this one.
         one_age_counter: One age counter for all groups, advanced at every plan (the released form).
         advance_ages: Whether this call is the first of its step; ages count steps.
         state: What the branch keeps across steps.
@@ -56,6 +57,7 @@ class Call:
     halves: int
     share_batch: bool
     every_layers: int
+    keep_plans: bool
     one_age_counter: bool
     advance_ages: bool
     state: BranchState

@@ -48,7 +48,9 @@ class GridReader:
         return self._read_ids(name, value)
 
     def _read_ids(self, name: str, ids: torch.Tensor) -> tuple[int, int]:
-        if self._last is not None and self._last[0]() is ids and self._last[1] == ids._version:
+        # Tensors of inference mode count no changes in place; theirs would go unnoticed.
+        version = 0 if ids.is_inference() else ids._version
+        if self._last is not None and self._last[0]() is ids and self._last[1] == version:
             return self._last[2]
         rows = ids.detach().reshape(-1, ids.shape[-1])[:, -2:]
         height, width = (int(v) + 1 for v in (rows.amax(0) - rows.amin(0)).tolist())
@@ -57,7 +59,7 @@ class GridReader:
                 f"tokens.grid: ids {name!r} span {height} rows and {width} columns but hold {rows.shape[0]} tokens; "
                 "they are not one grid"
             )
-        self._last = (weakref.ref(ids), ids._version, (height, width))
+        self._last = (weakref.ref(ids), version, (height, width))
         return height, width
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GridReader:

@@ -6,6 +6,8 @@ torch.compile sees through it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch.nn import functional as F
 
@@ -31,19 +33,35 @@ def plan_tokens(ctx: BlockContext, metric: torch.Tensor, attention: torch.Tensor
     planned = ctx.planned.get(group)
     if planned is not None:
         return planned  # type: ignore[return-value]
-    if not call.phase.fresh_plan and group in call.state.plans:
-        return call.state.plans[group]
-    view = _view(ctx, metric, attention)
-    plan = call.method.plan(view, call.phase.remove)  # type: ignore[union-attr]
-    if view.ages is not None and (call.one_age_counter or call.advance_ages):
-        view.ages.copy_(plan.next_ages(view.ages))
-    if call.threshold is not None:
-        call.state.above[group] = call.method.count_above(view, call.threshold).amin()  # type: ignore[union-attr]
+    plan = _kept_plan(ctx)
+    advances = call.advance_ages and not call.one_age_counter
+    if plan is None:
+        view = _view(ctx, metric, attention)
+        plan = call.method.plan(view, call.phase.remove)  # type: ignore[union-attr]
+        if call.threshold is not None:
+            call.state.above[group] = call.method.count_above(view, call.threshold).amin()  # type: ignore[union-attr]
+        if call.keep_plans:
+            call.state.plans[group] = plan
+        advances = advances or call.one_age_counter
+    ages = call.state.ages.get(_age_key(ctx))
+    if ages is not None and advances:
+        ages.copy_(plan.next_ages(ages))
     if not call.share_batch and call.halves > 1:
         plan = plan.repeat(call.halves)
     ctx.planned[group] = plan
-    call.state.plans[group] = plan
     return plan
+
+
+def _kept_plan(ctx: BlockContext) -> MergePlan | None:
+    """The plan of an earlier step, where this step reuses it and it removes as much."""
+    plan = ctx.call.state.plans.get(ctx.group)
+    if ctx.call.phase.fresh_plan or plan is None or plan.removed != ctx.call.phase.remove:
+        return None
+    return plan
+
+
+def _age_key(ctx: BlockContext) -> int:
+    return 0 if ctx.call.one_age_counter else ctx.group
 
 
 def measure_tokens(ctx: BlockContext, tokens: torch.Tensor, prefix: int) -> torch.Tensor:
@@ -69,7 +87,7 @@ def _view(ctx: BlockContext, metric: torch.Tensor, attention: torch.Tensor | Non
         attention = _shared(attention, call.share_batch, call.halves)
     ages = None
     if "ages" in call.method.needs:  # type: ignore[union-attr]
-        key = 0 if call.one_age_counter else ctx.group
+        key = _age_key(ctx)
         if key not in call.state.ages:
             call.state.ages[key] = torch.zeros(metric.shape[:2], dtype=torch.int32, device=metric.device)
         ages = call.state.ages[key]
@@ -83,6 +101,8 @@ def _shared(values: torch.Tensor, whole_batch: bool, halves: int) -> torch.Tenso
         return values.mean(0, keepdim=True)
     if halves == 1:
         return values
+    if values.shape[0] % halves:
+        raise PlanError(f"a batch of {values.shape[0]} does not split into {halves} CFG halves that share a plan")
     return values.unflatten(0, (halves, -1)).mean(0)
 
 
@@ -124,10 +144,18 @@ def gather_rotary(plan: MergePlan, table: torch.Tensor) -> torch.Tensor:
 
 
 def linear_part(
-    linear: torch.nn.Linear, tokens: torch.Tensor, start: int, stop: int, with_bias: bool
+    linear: torch.nn.Linear, tokens: torch.Tensor, before: Sequence[torch.Tensor], with_bias: bool
 ) -> torch.Tensor:
-    """Apply columns `start` to `stop` of a linear layer's weight: its share of a concatenated input."""
-    return F.linear(tokens, linear.weight[:, start:stop], linear.bias if with_bias else None)
+    """Apply the columns of a linear layer's weight that belong to one part of a concatenated input.
+
+    Args:
+        linear: The layer.
+        tokens: The part, [B, N, D].
+        before: The parts in front of it; only their widths matter.
+        with_bias: Whether this part brings the bias along.
+    """
+    start = sum(part.shape[-1] for part in before)
+    return F.linear(tokens, linear.weight[:, start : start + tokens.shape[-1]], linear.bias if with_bias else None)
 
 
 def store_feature(ctx: BlockContext, value: torch.Tensor, site: str) -> torch.Tensor:
@@ -145,9 +173,8 @@ def forecast_feature(ctx: BlockContext, site: str) -> torch.Tensor:
     """Forecast a site's output from its dense steps: a copy (order 0) or a straight line (order 1)."""
     feature = ctx.call.state.features[(ctx.block, site)]
     if feature.older is None:
-        return feature.newer
-    slope = ctx.call.state.slope
-    return torch.lerp(feature.newer, feature.older, -slope.to(feature.newer.dtype))  # type: ignore[union-attr]
+        return feature.newer.clone()  # the block may go on in place
+    return _straight_line(ctx, feature)
 
 
 def blend_forecast(ctx: BlockContext, plan: MergePlan, tokens: torch.Tensor, site: str) -> torch.Tensor:
@@ -155,8 +182,15 @@ def blend_forecast(ctx: BlockContext, plan: MergePlan, tokens: torch.Tensor, sit
 
     The rest comes from the forecast; tokens that stayed on their own keep their new value.
     """
+    feature = ctx.call.state.features[(ctx.block, site)]
+    forecast = feature.newer if feature.older is None else _straight_line(ctx, feature)
     share = plan.merged_mask.unsqueeze(-1).to(tokens.dtype) * (1.0 - ctx.call.forecast_weight)
-    return torch.lerp(plan.unmerge(tokens), forecast_feature(ctx, site), share)
+    return torch.lerp(plan.unmerge(tokens), forecast, share)
+
+
+def _straight_line(ctx: BlockContext, feature: Feature) -> torch.Tensor:
+    slope = ctx.call.state.slope
+    return torch.lerp(feature.newer, feature.older, -slope.to(feature.newer.dtype))  # type: ignore[union-attr, arg-type]
 
 
 def prompt_mask(ctx: BlockContext, tokens: torch.Tensor, start: int, image: int, length: int) -> torch.Tensor:

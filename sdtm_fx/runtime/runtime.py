@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewriting.programs import dense_variant
 from sdtm_fx.runtime.call import Call, Variant
 from sdtm_fx.runtime.grid import GridReader
+from sdtm_fx.runtime.refreshes import Suffices, add_refreshes, next_stage
 from sdtm_fx.runtime.state import BranchState, RunState
 from sdtm_fx.phase import Phase, Schedule
 from sdtm_fx.schedule import build_schedule
@@ -51,6 +53,7 @@ class Runtime:
         signature: Parameters of the model's forward.
         guided: Whether the pipeline in charge stacks CFG halves in one batch.
         cost: What steps cost; the schedule weighs its levels by it.
+        refreshes: Whether the features stored for one stage are all that another reads.
         state: What lives across steps.
         call: The model call in progress, None outside of one.
     """
@@ -60,6 +63,7 @@ class Runtime:
     signature: Signature
     guided: Callable[[], bool]
     cost: CostModel | None = None
+    refreshes: Suffices | None = None
     state: RunState = field(default_factory=RunState)
     call: Call | None = None
     planned: dict[int, object] = field(default_factory=dict)
@@ -80,7 +84,10 @@ class Runtime:
         key = (steps, grid, text)
         if key not in self._schedules:
             cost = self.cost.step_cost(grid, text) if self.cost is not None else None
-            self._schedules[key] = build_schedule(self.recipe, steps=steps, grid=grid, cost=cost)
+            schedule = build_schedule(self.recipe, steps=steps, grid=grid, cost=cost)
+            if self.recipe.reuse is not None and self.refreshes is not None:
+                schedule = add_refreshes(schedule, self.refreshes)
+            self._schedules[key] = schedule
         return self._schedules[key]
 
     def begin(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
@@ -148,7 +155,7 @@ class Runtime:
         recipe, step = self.recipe, moment.step
         schedule = self.schedule(size.steps, size.grid, size.text)
         phase = self._phase(schedule, step, state)
-        served = phase.stage if phase.stage is not None else _next_stage(schedule, step)
+        served = phase.stage if phase.stage is not None else next_stage(schedule, step)
         stage = None if served is None else recipe.stages[served]
         if phase.stage is not None:
             variant: Variant | None = Variant(stage=phase.stage)
@@ -170,6 +177,7 @@ class Runtime:
             halves=halves,
             share_batch="batch" in recipe.plan.share,
             every_layers=recipe.plan.every_layers,
+            keep_plans=recipe.plan.every_steps > 1,
             one_age_counter=recipe.plan.ages == "call",
             advance_ages=first,
             state=state,
@@ -177,7 +185,8 @@ class Runtime:
             forecast_order=recipe.reuse.order if recipe.reuse is not None else 0,
             forecast_weight=recipe.reuse.weight if recipe.reuse is not None else 1.0,
             threshold=ratio.threshold if isinstance(ratio, ThresholdRatio) else None,
-            salt=torch.tensor(recipe.seed * 1_000_003 + step * 1_009, device=device),
+            # Filled on the device: a copy from the host would make it wait.
+            salt=torch.full((), recipe.seed * 1_000_003 + step * 1_009, dtype=torch.int64, device=device),
             prompt_bias=self._prompt_bias(moment, device),
         )
 
@@ -198,7 +207,8 @@ class Runtime:
         if prompt is None:
             return None
         done = moment.step / max(moment.count - 1, 1)
-        return torch.tensor(prompt.start + (prompt.end - prompt.start) * done, device=device).log()
+        weight = prompt.start + (prompt.end - prompt.start) * done
+        return torch.full((), math.log(weight), device=device)
 
 
 def _measured(state: BranchState) -> int | None:
@@ -206,14 +216,3 @@ def _measured(state: BranchState) -> int | None:
     if not state.above:
         return None
     return int(torch.stack(list(state.above.values())).double().mean().item())
-
-
-def _next_stage(schedule: Schedule, step: int) -> int | None:
-    """The stage of the next step that is not dense: what a dense step stores features for."""
-    for later in range(step, schedule.steps):
-        stage = schedule.phase(later).stage
-        if stage is None and schedule.choices[later]:
-            stage = schedule.phases[schedule.choices[later][-1]].stage
-        if stage is not None:
-            return stage
-    return None

@@ -29,7 +29,7 @@ class SiteModule:
     @property
     def local(self) -> str:
         """The path of the module inside its block."""
-        return self.path[len(self.block) + 1 :]
+        return self.path.removeprefix(f"{self.block}.")
 
 
 def match_sites(model: torch.nn.Module, specs: Sequence[SiteSpec]) -> tuple[SiteModule, ...]:
@@ -44,7 +44,7 @@ def match_sites(model: torch.nn.Module, specs: Sequence[SiteSpec]) -> tuple[Site
 
     Raises:
         NothingMatched: A site matches no module, or another number than it expects; lists near misses.
-        SiteError: Two sites claim the same module, or one lies inside the other.
+        SiteError: Two sites claim the same module, one lies inside the other, or one lies in no block.
     """
     paths = [path for path, _ in model.named_modules() if path]
     found: list[SiteModule] = []
@@ -64,6 +64,11 @@ def match_sites(model: torch.nn.Module, specs: Sequence[SiteSpec]) -> tuple[Site
                 f"the recipe expects {spec.expect} (first: {matches[0]}, last: {matches[-1]})"
             )
         for path in matches:
+            if "." not in path:
+                raise SiteError(
+                    f"site {spec.id!r}: {path} is called by {type(model).__name__} itself; a site lies in a block, "
+                    "a submodule whose forward calls it"
+                )
             _claim(owners, path, spec.id)
             found.append(SiteModule(spec, path, block_of(model, path)))
     return tuple(found)

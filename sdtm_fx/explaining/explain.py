@@ -1,0 +1,160 @@
+"""`explain`: builds the report at one size, from shapes alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from sdtm_fx.capture.blocks import capture_outer
+from sdtm_fx.capture.example import ExampleSize, example_call
+from sdtm_fx.cost.counter import MacCounter, Macs
+from sdtm_fx.errors import RewriteError
+from sdtm_fx.explaining.render import render
+from sdtm_fx.explaining.report import Explanation, PhaseReport, SiteReport
+from sdtm_fx.phase import Phase, Schedule
+from sdtm_fx.rewriting.rewriting import Rewriting, rewriting_of
+from sdtm_fx.runtime.call import Variant
+
+_DEFAULT_STEPS, _DEFAULT_TEXT = 28, 77
+
+
+def explain(
+    target: Any,
+    *,
+    steps: int | None = None,
+    grid: tuple[int, int] | None = None,
+    batch: int | None = None,
+    text: int | None = None,
+    quiet: bool = False,
+) -> Explanation:
+    """Print, and return, what a rewritten model merges at a size; nothing is computed but shapes.
+
+    Args:
+        target: What was given to `rewrite`.
+        steps: Denoising steps; by default those of the last generation, or 28.
+        grid: (height, width) in image tokens (a 1024 px image of SD3 or FLUX has 64 x 64); by default that of the
+            last call, or the model's ``sample_size``.
+        batch: Samples per call, CFG halves counted; by default that of the last call, or 1.
+        text: Text tokens; by default those of the last call, or 77.
+        quiet: Do not print.
+
+    Raises:
+        RewriteError: Nothing is rewritten there, or the recipe has no `inputs` to make a call from.
+        ScheduleError: The recipe cannot be scheduled at this size.
+    """
+    model = _model_of(target)
+    rewriting = rewriting_of(model)
+    assert rewriting is not None
+    last = rewriting.runtime.last
+    size = ExampleSize(
+        batch=batch or (last.batch if last else 1),
+        text=text or (last.text if last else _DEFAULT_TEXT),
+        grid=grid or (last.grid if last else _native_grid(model)),
+    )
+    explanation = _explain(model, rewriting, steps or (last.steps if last else _DEFAULT_STEPS), size)
+    if not quiet:
+        Console().print(render(explanation))
+    return explanation
+
+
+def _model_of(target: Any) -> torch.nn.Module:
+    components = getattr(target, "components", {})
+    candidates = [target] if isinstance(target, torch.nn.Module) else list(components.values())
+    for model in candidates:
+        if isinstance(model, torch.nn.Module) and rewriting_of(model) is not None:
+            return model
+    raise RewriteError(f"{type(target).__name__} is not rewritten; call sdtm_fx.rewrite(it, recipe) first")
+
+
+def _native_grid(model: torch.nn.Module) -> tuple[int, int]:
+    config = getattr(model, "config", {})
+    side = config.get("sample_size", 128) // config.get("patch_size", 1) if config.get("sample_size") else 64
+    return side, side
+
+
+def _explain(model: torch.nn.Module, rewriting: Rewriting, steps: int, size: ExampleSize) -> Explanation:
+    recipe, cost = rewriting.recipe, rewriting.runtime.cost
+    assert cost is not None
+    schedule = rewriting.runtime.schedule(steps, size.grid, size.text)
+    paths = [*rewriting.bindings, *rewriting.kept]
+    places = {p.path: p for b in rewriting.bindings.values() for p in b.places}
+    with MacCounter() as counter, counter.watching({path: model.get_submodule(path) for path in places}):
+        capture_outer(model, paths, lambda: example_call(model, recipe, size))
+    phases = []
+    for index, phase in enumerate(schedule.phases):
+        saved = Macs()
+        if phase.stage is not None:
+            saved = cost.saved(phase.stage, size.grid, size.text, phase.remove, size.batch)
+        phases.append(_phase_report(recipe.stages, schedule, index, counter.macs - saved))
+    notes = {note: None for program in rewriting.cache.programs.values() for note in program.notes}
+    return Explanation(
+        model=type(model).__name__,
+        recipe=recipe.name,
+        fingerprint=recipe.fingerprint(),
+        steps=steps,
+        grid=size.grid,
+        batch=size.batch,
+        text=size.text,
+        modules=tuple(str(n.target) for n in rewriting.outer.nodes if n.op == "call_module"),
+        structures=len(rewriting.cache.programs),
+        blocks=len(rewriting.bindings),
+        kept_dense=rewriting.kept,
+        dense=counter.macs,
+        phases=tuple(phases),
+        sites=tuple(_site_reports(rewriting, schedule, size, counter.inside)),
+        notes=tuple(notes),
+        state_bytes=rewriting.runtime.state.bytes(),
+    )
+
+
+def _phase_report(stages: Any, schedule: Schedule, index: int, macs: Macs) -> PhaseReport:
+    phase: Phase = schedule.phases[index]
+    label = "dense" if phase.stage is None else stages[phase.stage].name
+    return PhaseReport(
+        label=label if phase.fresh_plan else f"{label}, plan kept",
+        steps=tuple(t for t, p in enumerate(schedule.phase_of_step) if p == index),
+        removed=phase.remove,
+        ratio=phase.remove / schedule.tokens,
+        macs=macs,
+        stores=phase.refresh,
+    )
+
+
+def _site_reports(
+    rewriting: Rewriting, schedule: Schedule, size: ExampleSize, dense: dict[str, Macs]
+) -> list[SiteReport]:
+    recipe, cost = rewriting.recipe, rewriting.runtime.cost
+    assert cost is not None
+    reports = []
+    for index, phase in enumerate(schedule.phases):
+        for block in cost.blocks:
+            measured = None if phase.stage is None else cost.block_cost(block, phase.stage)
+            for place in block.program.places:
+                spec, path = recipe.sites[place.site_index], f"{block.path}.{place.local}"
+                skipped = _why_skipped(rewriting, block.program.functions, phase, spec.id)
+                removed = 0 if skipped else phase.remove
+                after: Macs | None = dense[path]
+                if removed and measured is not None:
+                    saving = measured.sites.get(place.local)
+                    saved = None if saving is None else saving.at(schedule.tokens, size.text, removed) * size.batch
+                    after = None if saved is None else dense[path] - saved
+                reports.append(
+                    SiteReport(
+                        index, spec.id, spec.kind, path,
+                        schedule.tokens, schedule.tokens - removed, dense[path], after, skipped,
+                    )
+                )  # fmt: skip
+    return reports
+
+
+def _why_skipped(rewriting: Rewriting, functions: Any, phase: Phase, site: str) -> str | None:
+    if phase.stage is None:
+        return "the step is dense"
+    stage = rewriting.recipe.stages[phase.stage]
+    if site not in stage.sites:
+        return f"not a site of stage {stage.name}"
+    if Variant(stage=phase.stage) not in functions:
+        return "its block has no graph for this stage"
+    return None

@@ -1,0 +1,111 @@
+"""An explanation as text: a table of phases and a table of merged sites."""
+
+from __future__ import annotations
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from sdtm_fx.explaining.report import Explanation, SiteReport
+
+
+def as_text(explanation: Explanation, width: int = 110) -> str:
+    """The explanation as plain text."""
+    console = Console(width=width, no_color=True)
+    with console.capture() as capture:
+        console.print(render(explanation))
+    return capture.get()
+
+
+def render(e: Explanation) -> RenderableType:
+    """The explanation as something that rich prints."""
+    height, width = e.grid
+    head = Text(
+        f"{e.model}, recipe {e.recipe}: {e.blocks} blocks in {e.structures} structures rewritten"
+        + (f", {len(e.kept_dense)} kept dense" if e.kept_dense else "")
+        + f"\n{e.steps} steps, {height} x {width} = {height * width} image tokens, {e.text} text tokens, "
+        f"batch {e.batch}"
+    )
+    flow = Text("flow: " + " -> ".join(_runs(e.modules)))
+    phases = Table("phase", "steps", "ratio", "tokens", "linear", "total", "speedup", title="Phases (GMACs per call)")
+    for index, p in enumerate(e.phases):
+        tokens = height * width
+        phases.add_row(
+            f"{index} {p.label}" + (" *" if p.stores else ""), _ranges(p.steps), f"{p.ratio:.3f}",
+            f"{tokens - p.removed}", f"{p.macs.linear / 1e9:.4g}", f"{p.macs.total / 1e9:.4g}",
+            f"{e.dense.total / p.macs.total:.2f}x",
+        )  # fmt: skip
+    phases.add_row(
+        "mean", f"{e.steps}", "", "", f"{e.mean.linear / 1e9:.4g}", f"{e.mean.total / 1e9:.4g}",
+        f"{e.theoretical_speedup:.2f}x",
+    )  # fmt: skip
+    parts: list[RenderableType] = [head, flow, phases, _site_table(e)]
+    if any(p.stores for p in e.phases):
+        parts.append(Text("* stores features for later steps"))
+    if any(e.state_bytes.values()):
+        held = ", ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in e.state_bytes.items())
+        parts.append(Text(f"held across steps: {held}"))
+    parts += [Text(line) for line in (*_left_alone(e), *(f"note: {note}" for note in e.notes))]
+    return Group(*parts)
+
+
+def _site_table(e: Explanation) -> Table:
+    """Merged sites only; sites that a phase leaves alone are named, with the reason, in `_left_alone`."""
+    table = Table("phase", "modules", "tokens", "GMACs each", title="Merged sites")
+    for (phase, _), sites in _by_phase_and_site(e).items():
+        first = sites[0]
+        if e.phases[phase].removed == 0 or first.skipped is not None:
+            continue
+        after = "" if first.macs_after is None else f" -> {first.macs_after.total / 1e9:.4g}"
+        table.add_row(
+            str(phase), _paths([s.path for s in sites]), f"{first.tokens_before} -> {first.tokens_after}",
+            f"{first.macs_before.total / 1e9:.4g}{after}",
+        )  # fmt: skip
+    return table
+
+
+def _left_alone(e: Explanation) -> list[str]:
+    lines: dict[str, None] = {}
+    for (phase, name), sites in _by_phase_and_site(e).items():
+        if e.phases[phase].removed and sites[0].skipped is not None:
+            lines[f"{name}: {_paths([s.path for s in sites])} not merged: {sites[0].skipped}"] = None
+    return list(lines)
+
+
+def _by_phase_and_site(e: Explanation) -> dict[tuple[int, str], list[SiteReport]]:
+    groups: dict[tuple[int, str], list[SiteReport]] = {}
+    for site in e.sites:
+        groups.setdefault((site.phase, site.site), []).append(site)
+    return groups
+
+
+def _runs(modules: tuple[str, ...]) -> list[str]:
+    """Shorten runs of numbered siblings: ``blocks.* (24)``."""
+    runs: list[list[str]] = []
+    for path in modules:
+        family = ".".join("*" if part.isdigit() else part for part in path.split("."))
+        if runs and runs[-1][0] == family and family != path:
+            runs[-1].append(path)
+        else:
+            runs.append([family, path])
+    return [run[1] if len(run) == 2 else f"{run[0]} ({len(run) - 1})" for run in runs]
+
+
+def _ranges(steps: tuple[int, ...]) -> str:
+    """``0-2, 5`` for (0, 1, 2, 5)."""
+    runs: list[list[int]] = []
+    for step in steps:
+        if runs and runs[-1][1] == step - 1:
+            runs[-1][1] = step
+        else:
+            runs.append([step, step])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def _paths(paths: list[str]) -> str:
+    """``blocks.*.attn (24)`` for the paths of one site."""
+    if len(paths) == 1:
+        return paths[0]
+    first, last = paths[0].split("."), paths[-1].split(".")
+    pattern = ".".join(a if a == b else "*" for a, b in zip(first, last, strict=True))
+    return f"{pattern} ({len(paths)})"

@@ -1,0 +1,114 @@
+"""The report that `explain` returns."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sdtm_fx.cost.counter import Macs
+
+
+@dataclass(frozen=True)
+class SiteReport:
+    """One site in one phase.
+
+    Attributes:
+        phase: Index of the phase.
+        site: Id in the recipe.
+        kind: ``attention`` or ``feed_forward``.
+        path: Module path.
+        tokens_before: Image tokens that reach the site.
+        tokens_after: Image tokens that it computes.
+        macs_before: Of the site's module, per call of the model.
+        macs_after: The same with merging; None where it cannot be told apart from the rest of the block.
+        skipped: Why the site is not merged in this phase, None where it is.
+    """
+
+    phase: int
+    site: str
+    kind: str
+    path: str
+    tokens_before: int
+    tokens_after: int
+    macs_before: Macs
+    macs_after: Macs | None
+    skipped: str | None
+
+
+@dataclass(frozen=True)
+class PhaseReport:
+    """One phase: the steps that run it, and what a call of the model costs in it.
+
+    Attributes:
+        label: Name of the stage, or ``dense``.
+        steps: The steps.
+        removed: Image tokens removed at each merged site.
+        ratio: The same as a fraction.
+        macs: Of one call of the model.
+        stores: Whether features are stored for later steps.
+    """
+
+    label: str
+    steps: tuple[int, ...]
+    removed: int
+    ratio: float
+    macs: Macs
+    stores: bool
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a rewriting does at one size; print it, or take `as_dict`.
+
+    Attributes:
+        model: Class of the model.
+        recipe: Name of the recipe.
+        fingerprint: Of the recipe.
+        steps: Denoising steps.
+        grid: (height, width) in tokens.
+        batch: Samples per call, CFG halves counted.
+        text: Text tokens.
+        modules: What the model's forward calls, in order, blocks among it.
+        structures: Number of rewritten block structures.
+        blocks: Number of rewritten blocks.
+        kept_dense: Blocks that the recipe keeps dense.
+        dense: MACs of one call of the unchanged model.
+        phases: The phases.
+        sites: Every site in every phase.
+        notes: What was not done, and why.
+        state_bytes: Memory held across steps right now, in bytes, by purpose.
+    """
+
+    model: str
+    recipe: str
+    fingerprint: str
+    steps: int
+    grid: tuple[int, int]
+    batch: int
+    text: int
+    modules: tuple[str, ...]
+    structures: int
+    blocks: int
+    kept_dense: tuple[str, ...]
+    dense: Macs
+    phases: tuple[PhaseReport, ...]
+    sites: tuple[SiteReport, ...]
+    notes: tuple[str, ...]
+    state_bytes: dict[str, int]
+
+    @property
+    def mean(self) -> Macs:
+        """MACs of one call, averaged over the steps."""
+        total = Macs()
+        for phase in self.phases:
+            total = total + phase.macs * len(phase.steps)
+        return total * (1 / self.steps)
+
+    @property
+    def theoretical_speedup(self) -> float:
+        """Total MACs of the dense model over those of the rewritten one, over all steps."""
+        return self.dense.total / self.mean.total
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as plain data."""
+        return {**asdict(self), "mean": asdict(self.mean), "theoretical_speedup": self.theoretical_speedup}
