@@ -1,0 +1,194 @@
+"""The state and the step of the toy's training: rectified flow, Muon and AdamW, an average of the weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sdtm_fx.errors import SdtmFxError
+from sdtm_fx.toy.batches import make_batch
+from sdtm_fx.toy.captions import CaptionEncoder
+from sdtm_fx.toy.model import TEXT_WIDTH, build_transformer
+from sdtm_fx.toy.muon import Muon
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """What decides a run.
+
+    Attributes:
+        steps: Steps in all.
+        high_steps: Steps at the end that are drawn around 64 x 64 px instead of 32 x 32 px.
+        seed: Seed of weights and data.
+        matrix_lr: Peak learning rate of the blocks' matrices (Muon).
+        other_lr: Peak learning rate of everything else (AdamW).
+        warmup: Steps of linear warm-up.
+        decay: Fraction of the steps, at the end, over which the rate falls to zero along a cosine.
+        ema: Decay of the weight average.
+        pixels: Pixels per batch.
+        bfloat16: Compute in bfloat16 under autocast; weights and optimiser stay float32.
+    """
+
+    steps: int = 2700
+    high_steps: int = 500
+    seed: int = 0
+    matrix_lr: float = 4e-3
+    other_lr: float = 2e-3
+    warmup: int = 50
+    decay: float = 0.4
+    ema: float = 0.995
+    pixels: int = 32 * 32 * 32
+    bfloat16: bool = True
+
+
+class Toy(nn.Module):
+    """Transformer and caption encoder, trained together.
+
+    Args:
+        seed: Seed of the initial weights; the global generator is left untouched.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self.transformer = build_transformer(seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.text_encoder = CaptionEncoder(width=TEXT_WIDTH, pooled_width=TEXT_WIDTH)
+
+    def forward(self, noisy: Tensor, sigmas: Tensor, captions: Sequence[str]) -> Tensor:
+        """Predict the velocity noise - image.
+
+        Args:
+            noisy: [B, 3, H, W].
+            sigmas: [B] in [0, 1].
+            captions: B captions.
+        """
+        encoded = self.text_encoder.encode(captions)
+        velocity: Tensor = self.transformer(
+            hidden_states=noisy,
+            timestep=sigmas * 1000,
+            encoder_hidden_states=encoded.encoder_hidden_states,
+            pooled_projections=encoded.pooled,
+            return_dict=False,
+        )[0]
+        return velocity
+
+
+def rate(step: int, config: TrainConfig) -> float:
+    """Learning rate of a step, as a fraction of the peak: warm-up, constant, cosine to zero.
+
+    Args:
+        step: From 0.
+        config: The run.
+    """
+    warm = min(1.0, (step + 1) / max(1, config.warmup))
+    start = config.steps * (1 - config.decay)
+    progress = min(1.0, max(0.0, (step - start) / max(1.0, config.steps - start)))
+    return warm * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class Trainer:
+    """The state of a run: weights, their average, optimisers, step and losses.
+
+    Args:
+        config: The run.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.step = 0
+        self.losses: list[float] = []
+        self.seconds = 0.0
+        self.toy = Toy(config.seed)
+        self.average = {name: param.detach().clone() for name, param in self.toy.named_parameters()}
+        matrices: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
+        for name, param in self.toy.named_parameters():
+            is_matrix = param.ndim == 2 and "transformer_blocks" in name and "norm" not in name
+            (matrices if is_matrix else others).append(param)
+        self.optimisers: list[torch.optim.Optimizer] = [
+            Muon(matrices, lr=config.matrix_lr),
+            torch.optim.AdamW(others, lr=config.other_lr, betas=(0.9, 0.98), weight_decay=0.0),
+        ]
+        self._peaks = [config.matrix_lr, config.other_lr]
+
+    def train_step(self) -> float:
+        """Run one step and return its loss.
+
+        Raises:
+            SdtmFxError: If the loss is not finite.
+        """
+        began, config = time.perf_counter(), self.config
+        high = self.step >= config.steps - config.high_steps
+        batch = make_batch(config.seed, self.step, high=high, pixels=config.pixels)
+        sigmas = batch.sigmas[:, None, None, None]
+        noisy = torch.lerp(batch.images, batch.noise, sigmas)
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.bfloat16):
+            velocity = self.toy(noisy, batch.sigmas, batch.captions)
+        loss = (velocity.float() - (batch.noise - batch.images)).square().mean()
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise SdtmFxError(f"train: loss is {value} at step {self.step}; lower the learning rates")
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.toy.parameters(), 1.0)
+        for optimiser, peak in zip(self.optimisers, self._peaks, strict=True):
+            optimiser.param_groups[0]["lr"] = peak * rate(self.step, config)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        self._update_average()
+        self.step += 1
+        self.losses.append(value)
+        self.seconds += time.perf_counter() - began
+        return value
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        # A short memory at first, or the average would keep the initial weights for long.
+        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+        for name, param in self.toy.named_parameters():
+            self.average[name].lerp_(param, 1 - decay)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that `load_state_dict` needs to go on exactly."""
+        return {
+            "config": dataclasses.asdict(self.config),
+            "step": self.step,
+            "losses": self.losses,
+            "seconds": self.seconds,
+            "toy": self.toy.state_dict(),
+            "average": self.average,
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint.
+
+        Args:
+            state: What `state_dict` gave.
+
+        Raises:
+            SdtmFxError: If the checkpoint belongs to a run with another configuration.
+        """
+        saved: dict[str, Any] = state["config"]
+        mine = dataclasses.asdict(self.config)
+        other = [f"{key} {saved.get(key)} (now {now})" for key, now in mine.items() if saved.get(key) != now]
+        if other:
+            found = ", ".join(other)
+            raise SdtmFxError(f"train: the checkpoint is of another run: {found}; resume with its settings")
+        self.step, self.losses, self.seconds = state["step"], list(state["losses"]), state["seconds"]
+        self.toy.load_state_dict(state["toy"])
+        self.average = {name: value.clone() for name, value in state["average"].items()}
+        for optimiser, previous in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(previous)
+
+    def averaged(self) -> Toy:
+        """Return a toy that holds the averaged weights."""
+        toy = Toy(self.config.seed)
+        toy.load_state_dict(self.average, strict=False)
+        return toy.eval()

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from sdtm_fx.errors import SdtmFxError
+from sdtm_fx.toy.batches import make_batch
+from sdtm_fx.toy.export import main as export
+from sdtm_fx.toy.model import build_transformer
+from sdtm_fx.toy.muon import Muon, orthogonalise
+from sdtm_fx.toy.pipeline import ToySD3Pipeline
+from sdtm_fx.toy.train import main, train
+from sdtm_fx.toy.trainer import TrainConfig, Trainer, rate
+
+TINY = TrainConfig(steps=4, high_steps=1, warmup=1, pixels=32 * 32, bfloat16=False)
+
+
+def test_batches_are_a_function_of_seed_and_step() -> None:
+    first, again, other = (
+        make_batch(0, 5, high=False),
+        make_batch(0, 5, high=False),
+        make_batch(0, 6, high=False),
+    )
+    assert torch.equal(first.images, again.images)
+    assert first.captions == again.captions
+    assert torch.equal(first.noise, again.noise)
+    assert torch.equal(first.sigmas, again.sigmas)
+    assert first.captions != other.captions
+    assert first.noise.shape == first.images.shape
+    assert len(first.captions) == len(first.images) == len(first.sigmas)
+    with pytest.raises(SdtmFxError, match="must not be negative, found seed 0, step -1"):
+        make_batch(0, -1, high=False)
+
+
+def test_batches_cover_sizes_empty_captions_and_times() -> None:
+    low = [make_batch(1, step, high=False, pixels=4096) for step in range(80)]
+    high = [make_batch(1, step, high=True, pixels=4096) for step in range(20)]
+    assert {(32, 32), (24, 40), (40, 24)} <= {tuple(batch.images.shape[2:]) for batch in low}
+    assert (64, 64) in {tuple(batch.images.shape[2:]) for batch in high}
+    captions = [caption for batch in low for caption in batch.captions]
+    assert 0.04 < captions.count("") / len(captions) < 0.2
+    sigmas = torch.cat([batch.sigmas for batch in low])
+    assert sigmas.min() > 0
+    assert sigmas.max() < 1
+    assert torch.cat([batch.sigmas for batch in high]).mean() > sigmas.mean() + 0.05
+
+
+def test_the_rate_warms_up_holds_and_falls_to_zero() -> None:
+    config = TrainConfig(steps=100, warmup=10, decay=0.4)
+    rates = [rate(step, config) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9:60] == [1.0] * 51
+    assert rates[80] == pytest.approx(0.5)
+    assert rates[100] == pytest.approx(0.0)
+    assert all(after <= before for before, after in itertools.pairwise(rates[60:]))
+
+
+def test_orthogonalised_matrices_have_singular_values_near_one() -> None:
+    for shape in ((3, 16, 48), (3, 48, 16)):
+        matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        values = torch.linalg.svdvals(orthogonalise(matrices))
+        assert values.min() > 0.5
+        assert values.max() < 1.4
+        alone = torch.stack([orthogonalise(matrix[None])[0] for matrix in matrices])
+        assert torch.allclose(orthogonalise(matrices), alone, atol=1e-5)
+
+
+def test_muon_descends() -> None:
+    goal = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
+    weight, idle = torch.nn.Parameter(torch.zeros(8, 8)), torch.nn.Parameter(torch.ones(8, 8))
+    optimiser = Muon([weight, idle], lr=0.1, weight_decay=0.0)
+    for _ in range(60):
+        optimiser.zero_grad()
+        (weight - goal).square().mean().backward()
+        optimiser.step()
+    assert (weight - goal).square().mean() < 0.1 * goal.square().mean()
+    assert torch.equal(idle, torch.ones(8, 8))
+
+
+def test_the_initial_weights_depend_on_the_seed_alone() -> None:
+    small = {"num_layers": 1, "num_heads": 1, "head_dim": 16}
+    first, again, other = (build_transformer(seed, **small) for seed in (0, 0, 1))
+    assert torch.equal(first.context_embedder.weight, again.context_embedder.weight)
+    assert not torch.equal(first.context_embedder.weight, other.context_embedder.weight)
+    assert not first.proj_out.weight.any()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Trainer]:
+    folder = tmp_path_factory.mktemp("run")
+    return folder, train(TINY, folder, every=2)
+
+
+def test_a_resumed_run_is_the_same_run(run: tuple[Path, Trainer], tmp_path: Path) -> None:
+    _, whole = run
+    half = Trainer(TINY)
+    half.train_step()
+    half.train_step()
+    torch.save(half.state_dict(), tmp_path / "checkpoint.pt")
+    resumed = train(TINY, tmp_path, resume=True)
+    assert resumed.losses == whole.losses
+    assert resumed.step == 4
+    for name, value in whole.average.items():
+        assert torch.equal(value, resumed.average[name]), name
+
+
+def test_the_loss_curve_is_written(run: tuple[Path, Trainer]) -> None:
+    folder, trainer = run
+    curve = json.loads((folder / "losses.json").read_text())
+    assert curve["loss"] == trainer.losses
+    assert len(curve["loss"]) == 4
+    assert curve["config"]["high_steps"] == 1
+    assert curve["seconds"] > 0
+
+
+def test_a_run_exports_to_a_float16_pipeline(run: tuple[Path, Trainer], tmp_path: Path) -> None:
+    folder, trainer = run
+    export(["--run", str(folder), "--out", str(tmp_path), "--shift", "1.5"])
+    pipe = ToySD3Pipeline.from_pretrained(tmp_path, low_cpu_mem_usage=False)
+    assert pipe.scheduler.config.shift == 1.5
+    expected = trainer.average["transformer.proj_out.weight"].half().float()
+    assert torch.equal(pipe.transformer.proj_out.weight, expected)
+    assert str(tmp_path) not in (tmp_path / "transformer/config.json").read_text()
+
+
+def test_runs_are_not_mixed_up(run: tuple[Path, Trainer], tmp_path: Path) -> None:
+    folder, _ = run
+    with pytest.raises(SdtmFxError, match="holds a run already; pass --resume"):
+        main(["--out", str(folder)])
+    with pytest.raises(SdtmFxError, match="nothing to resume"):
+        train(TINY, tmp_path, resume=True)
+    with pytest.raises(SdtmFxError, match=r"of another run: steps 4 \(now 5\), high_steps 1 \(now 500\)"):
+        main(
+            [
+                "--out",
+                str(folder),
+                "--resume",
+                "--steps",
+                "5",
+                "--warmup",
+                "1",
+                "--pixels",
+                "1024",
+                "--float32",
+            ]
+        )
+
+
+def test_a_loss_that_is_not_finite_stops_the_run() -> None:
+    trainer = Trainer(TINY)
+    torch.nn.init.constant_(trainer.toy.transformer.proj_out.bias, float("nan"))
+    with pytest.raises(SdtmFxError, match="loss is nan at step 0; lower the learning rates"):
+        trainer.train_step()
