@@ -11,7 +11,7 @@ import torch
 
 import sdtm_fx
 from sdtm_fx.bench import configs
-from sdtm_fx.bench.measure import bench_stages
+from sdtm_fx.bench.measure import BenchSetup, bench_stages
 from sdtm_fx.cli.bench import bench
 
 SMALL = {"num_attention_heads": 2, "attention_head_dim": 8, "caption_projection_dim": 16, "joint_attention_dim": 16,
@@ -28,10 +28,9 @@ def small_sd3(monkeypatch: pytest.MonkeyPatch) -> configs.BenchModel:
 
 def test_stages_are_paired_with_dense(small_sd3: configs.BenchModel) -> None:
     pairs = []
-    timings = bench_stages(
-        small_sd3, sdtm_fx.load_recipe("sd3-medium"), ratio=0.5, layers=2, height=256, width=192, batch=1,
-        dtype=torch.float32, device=torch.device("cpu"), runs=3, on_run=lambda: pairs.append(1),
-    )  # fmt: skip
+    setup = BenchSetup(0.5, 2, height=256, width=192, batch=1, dtype=torch.float32, device=torch.device("cpu"), runs=3)
+    recipe = sdtm_fx.load_recipe("sd3-medium")
+    timings = bench_stages(small_sd3, recipe, setup, on_run=lambda: pairs.append(1))
     assert [t.stage for t in timings] == ["structure", "detail"]
     assert len(pairs) == 6
     for timing in timings:

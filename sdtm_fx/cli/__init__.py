@@ -1,0 +1,1 @@
+"""The command `sdtm-fx`, one file per subcommand."""

@@ -1,0 +1,125 @@
+"""`sdtm-fx explain`: what a recipe merges in a model of real size, without weights."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sdtm_fx.recipe import Recipe
+
+_TOY = "toy-sd3"
+
+
+def explain(
+    recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe, or a path that ends in .yaml.")],
+    model: Annotated[
+        str | None,
+        typer.Option(help="A published shape, or toy-sd3; by default as the recipe is named."),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="config.json of a diffusers model, in place of a published shape.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 28,
+    height: Annotated[int, typer.Option(min=1, help="Height in image tokens (64 for 1024 px).")] = 64,
+    width: Annotated[int, typer.Option(min=1, help="Width in image tokens.")] = 64,
+    batch: Annotated[int | None, typer.Option(min=1, help="Samples per call, with guidance halves.")] = None,
+    text: Annotated[int | None, typer.Option(min=1, help="Text tokens.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print data instead of tables.")] = False,
+) -> None:
+    """Say what a recipe merges where, and the MACs, on a model that is never loaded."""
+    import sdtm_fx
+    from sdtm_fx.bench.configs import MODELS
+    from sdtm_fx.explaining.render import render
+
+    parsed = sdtm_fx.load_recipe(recipe)
+    name = None if config is not None else model or _shape_for(parsed.name)
+    if config is not None:
+        built = _from_config(config)
+    else:
+        assert name is not None
+        built = _on_meta(name)
+        published = MODELS.get(name)
+        if published is not None:
+            batch, text = batch or published.halves, text or published.text
+    sdtm_fx.rewrite(built, _fit(parsed, name))
+    explanation = sdtm_fx.explain(
+        built, steps=steps, grid=(height, width), batch=batch or 1, text=text, quiet=True
+    )
+    if as_json:
+        typer.echo(json.dumps(explanation.as_dict(), indent=1))
+        return
+    console = Console()
+    console.print(f"shape: {config or name}", soft_wrap=True, highlight=False)
+    console.print(render(explanation))
+
+
+def _shape_for(recipe: str) -> str:
+    """The published shape whose name shares the longest beginning with the recipe's."""
+    from sdtm_fx.bench.configs import MODELS
+    from sdtm_fx.errors import RewriteError
+
+    known = (*MODELS, _TOY)
+    base = recipe.rpartition("/")[2]
+    best = max(known, key=lambda name: _shared(name, base))
+    if _shared(best, base) < 3:
+        raise RewriteError(
+            f"no published shape for recipe {recipe!r}; give --model ({', '.join(known)}) or --config"
+        )
+    return best
+
+
+def _shared(left: str, right: str) -> int:
+    """Number of characters with which both begin."""
+    same = (a == b for a, b in zip(left, right, strict=False))
+    return sum(itertools.takewhile(bool, same))
+
+
+def _on_meta(name: str) -> nn.Module:
+    import torch
+
+    from sdtm_fx.bench.configs import MODELS
+    from sdtm_fx.errors import RewriteError, nearest
+    from sdtm_fx.toy.model import build_transformer
+
+    known = (*MODELS, _TOY)
+    if name not in known:
+        raise RewriteError(f"no shape {name!r}{nearest(name, known)}; accepted: {', '.join(known)}")
+    if name == _TOY:
+        return build_transformer()
+    with torch.device("meta"):
+        return MODELS[name].build(**MODELS[name].config)
+
+
+def _from_config(path: Path) -> nn.Module:
+    """Build the class that a diffusers config names, on meta."""
+    import diffusers
+    import torch
+
+    from sdtm_fx.errors import RewriteError
+
+    if not path.is_file():
+        raise RewriteError(f"{path}: no such file; give the config.json of a diffusers model")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise RewriteError(f"{path}: not JSON ({error})") from error
+    name = data.get("_class_name") if isinstance(data, dict) else None
+    kind = getattr(diffusers, str(name), None)
+    if not (isinstance(kind, type) and issubclass(kind, torch.nn.Module)):
+        raise RewriteError(f"{path}: _class_name is {name!r}, which is no model class of diffusers")
+    with torch.device("meta"):
+        model: nn.Module = kind.from_config(data)
+    return model
+
+
+def _fit(recipe: Recipe, name: str | None) -> Recipe:
+    """Lift the counts of the recipe where the shape is not the one it was written for."""
+    return recipe.override({"sites.*.expect": None}) if name == _TOY else recipe

@@ -1,0 +1,44 @@
+"""`sdtm-fx`: the commands together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+from typer.core import TyperGroup
+
+from sdtm_fx.cli.bench import bench
+from sdtm_fx.cli.demo import demo
+from sdtm_fx.cli.explain import explain
+from sdtm_fx.cli.recipes import recipes
+from sdtm_fx.errors import SdtmFxError
+
+
+class _Commands(TyperGroup):
+    """Shows the errors of this package as text; anything else is a defect, and keeps its traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except SdtmFxError as error:
+            Console(stderr=True, soft_wrap=True).print(Text(f"{type(error).__name__}: {error}", "red"))
+            raise typer.Exit(1) from error
+
+
+app = typer.Typer(
+    cls=_Commands,
+    help="Token reduction for diffusion transformers, by recipes over torch.fx graphs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(bench)
+app.command()(demo)
+app.command()(explain)
+app.add_typer(recipes, name="recipes")
+
+if __name__ == "__main__":
+    app()

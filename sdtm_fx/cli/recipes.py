@@ -1,0 +1,62 @@
+"""`sdtm-fx recipes`: list, show, validate, and the JSON Schema for editors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+recipes = typer.Typer(no_args_is_help=True, help="Look at recipes.")
+
+Source = Annotated[str, typer.Argument(help="Name of a shipped recipe, or a path that ends in .yaml.")]
+
+
+@recipes.command("list")
+def list_all() -> None:
+    """List the shipped recipes."""
+    from sdtm_fx.recipe import list_recipes, load_recipe
+
+    table = Table("name", "model", "description")
+    for name in list_recipes():
+        recipe = load_recipe(name)
+        table.add_row(name, ", ".join(recipe.model), recipe.description)
+    Console().print(table)
+
+
+@recipes.command()
+def show(source: Source) -> None:
+    """Print a recipe in full: what it extends and every default written out."""
+    from sdtm_fx.recipe import load_recipe
+
+    typer.echo(load_recipe(source).to_yaml(), nl=False)
+
+
+@recipes.command()
+def validate(files: Annotated[list[Path], typer.Argument(help="Recipe files.")]) -> None:
+    """Check recipe files; exit with 1 if one is not valid."""
+    from sdtm_fx.errors import RecipeError
+    from sdtm_fx.recipe import Recipe
+
+    invalid = 0
+    for file in files:
+        try:
+            recipe = Recipe.from_file(file)
+        except RecipeError as error:
+            invalid += 1
+            typer.echo(str(error), err=True)
+        else:
+            typer.echo(f"{file}: {recipe.name} is valid, fingerprint {recipe.fingerprint()[:12]}")
+    if invalid:
+        raise typer.Exit(1)
+
+
+@recipes.command()
+def schema() -> None:
+    """Print the JSON Schema of recipe files."""
+    from sdtm_fx.recipe import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=2))
