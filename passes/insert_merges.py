@@ -68,7 +68,9 @@ def _merge(work: BlockWork, site: Site) -> fx.Node:
 
 def prefix_length(work: BlockWork, site: Site) -> fx.Node:
     """Insert the number of tokens in front of the image: the length of a block argument."""
-    argument = next((n for n in work.graph.nodes if n.op == "placeholder" and n.target == site.spec.prefix), None)
+    argument = next(
+        (n for n in work.graph.nodes if n.op == "placeholder" and n.target == site.spec.prefix), None
+    )
     if argument is None:
         names = [str(n.target) for n in work.graph.nodes if n.op == "placeholder" and n is not work.context]
         raise SiteError(

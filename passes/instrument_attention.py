@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 from torch import fx
 
@@ -76,7 +77,7 @@ def _instrument(work: BlockWork, site: Site, plan: fx.Node | None, weighted: boo
     _call_instead(work, site, function, opened.arguments, plan)
 
 
-def _weigh_prompt(opened: AttentionGraph, context: fx.Node, start: object, length: fx.Node, where: str) -> None:
+def _weigh_prompt(opened: AttentionGraph, context: fx.Node, start: Any, length: fx.Node, where: str) -> None:
     operation = opened.operation
     if operation.kwargs.get("attn_mask") is not None or len(operation.args) > 3:
         raise SiteError(f"{where}: attention already has a mask; prompt weights do not combine with it")
@@ -86,14 +87,16 @@ def _weigh_prompt(opened: AttentionGraph, context: fx.Node, start: object, lengt
         operation.update_kwarg("attn_mask", mask)
 
 
-def _report_scores(opened: AttentionGraph, start: object, length: fx.Node, probes: int | None) -> None:
+def _report_scores(opened: AttentionGraph, start: Any, length: fx.Node, probes: int | None) -> None:
     graph = opened.graph
     with graph.inserting_before(opened.operation):
         query, key = opened.query, opened.key
         if opened.sequence == 1:
             query = graph.call_method("transpose", (query, 1, 2))
             key = graph.call_method("transpose", (key, 1, 2))
-        scores = graph.call_function(received_attention, (query, key), {"image": (start, length), "probes": probes})
+        scores = graph.call_function(
+            received_attention, (query, key), {"image": (start, length), "probes": probes}
+        )
     output = next(iter(reversed(graph.nodes)))
     output.args = ((output.args[0], scores),)
 

@@ -81,10 +81,9 @@ def _joins_same_plan(user: fx.Node, unmerge: fx.Node) -> bool:
     """Whether a node concatenates along the channels only what was unmerged by one plan."""
     if user.target is not torch.cat or not is_channel_cat(user):
         return False
-    parts = user.args[0]
     return all(
         p.target is ops.unmerge_tokens and p.args[0] is unmerge.args[0] and len(p.users) == 1
-        for p in parts  # type: ignore[union-attr]
+        for p in user.all_input_nodes
     )
 
 

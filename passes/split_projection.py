@@ -56,7 +56,9 @@ def _obstacle(layer: torch.nn.Module) -> str | None:
     return None
 
 
-def _rewrite(work: BlockWork, parts: list[fx.Node], unmerged: fx.Node, projection: fx.Node, path: str) -> None:
+def _rewrite(
+    work: BlockWork, parts: list[fx.Node], unmerged: fx.Node, projection: fx.Node, path: str
+) -> None:
     graph, plan = work.graph, unmerged.args[0]
     with graph.inserting_before(projection):
         weights = graph.create_node("get_attr", path)

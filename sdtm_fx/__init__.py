@@ -10,8 +10,8 @@ from sdtm_fx.errors import RewriteError as RewriteError
 from sdtm_fx.errors import ScheduleError as ScheduleError
 from sdtm_fx.errors import SdtmFxError as SdtmFxError
 from sdtm_fx.errors import SiteError as SiteError
-from sdtm_fx.explaining.report import Explanation as Explanation
 from sdtm_fx.explaining.explain import explain as explain
+from sdtm_fx.explaining.report import Explanation as Explanation
 from sdtm_fx.methods import plan_merge as plan_merge
 from sdtm_fx.plan import MergePlan as MergePlan
 from sdtm_fx.recipe.load import list_recipes as list_recipes

@@ -87,6 +87,11 @@ class Clock:
             self._tap.detach()
             self._tap = None
 
+    @property
+    def pipeline(self) -> Any | None:
+        """The pipeline that is followed, None without one."""
+        return self._pipeline() if self._pipeline is not None else None
+
     @contextmanager
     def manual(self, steps: int) -> Iterator[ManualSteps]:
         """Let the caller say which step it is; leaving restores what was followed before.

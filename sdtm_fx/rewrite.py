@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +13,8 @@ import torch
 from sdtm_fx.capture.arguments import Signature
 from sdtm_fx.capture.blocks import OuterCapture, capture_outer
 from sdtm_fx.capture.example import ExampleSize, example_call, example_size, text_length
+from sdtm_fx.capture.hooked import hooks_bypassed
+from sdtm_fx.capture.stand_ins import weights_in_place
 from sdtm_fx.clock import Clock
 from sdtm_fx.clock_sources import ManualSteps
 from sdtm_fx.cost.model import CostModel, MeasuredBlock
@@ -115,7 +116,9 @@ def steps(target: Any, count: int, *, cfg_halves: int | None = None) -> Iterator
     """
     models = _rewritten_models(target)
     if len(models) != 1:
-        raise RewriteError(f"{type(target).__name__} holds {len(models)} rewritten models; name the one to step")
+        raise RewriteError(
+            f"{type(target).__name__} holds {len(models)} rewritten models; name the one to step"
+        )
     runtime = rewriting_of(models[0]).runtime  # type: ignore[union-attr]
     with runtime.clock.manual(count) as clock:
         runtime.manual_halves = cfg_halves
@@ -143,8 +146,7 @@ def _put_in_place(
 def _denoisers(target: Any, recipe: Recipe) -> list[torch.nn.Module]:
     """The modules that a recipe is for: the target, or the components of a pipeline."""
     if isinstance(target, torch.nn.Module):
-        if hasattr(target, "_orig_mod"):
-            raise RewriteError("the model is compiled already; rewrite it first, then compile")
+        _check_not_compiled(target)
         if not _is_for(recipe, target):
             raise RewriteError(
                 f"recipe {recipe.name!r} is for {', '.join(recipe.model)}, this model is a {type(target).__name__}"
@@ -156,13 +158,21 @@ def _denoisers(target: Any, recipe: Recipe) -> list[torch.nn.Module]:
             f"cannot rewrite a {type(target).__name__}; give a torch.nn.Module or a diffusers pipeline"
         )
     modules = {k: v for k, v in components.items() if isinstance(v, torch.nn.Module)}
-    found = [m for m in modules.values() if _is_for(recipe, m)]
+    found = [m for m in modules.values() if _is_for(recipe, getattr(m, "_orig_mod", m))]
     if not found:
         listed = ", ".join(f"{k}: {type(v).__name__}" for k, v in modules.items())
         raise RewriteError(
             f"recipe {recipe.name!r} is for {', '.join(recipe.model)}, and {type(target).__name__} has none ({listed})"
         )
+    for model in found:
+        _check_not_compiled(model)
     return found
+
+
+def _check_not_compiled(model: torch.nn.Module) -> None:
+    """Refuse what `torch.compile`, ``Module.compile`` or `compile_repeated_blocks` was applied to."""
+    if hasattr(model, "_orig_mod") or any(m._compiled_call_impl is not None for m in model.modules()):
+        raise RewriteError("the model is compiled already; rewrite it first, then compile")
 
 
 def _is_for(recipe: Recipe, model: torch.nn.Module) -> bool:
@@ -174,7 +184,9 @@ def _rewritten_models(target: Any) -> list[torch.nn.Module]:
     candidates = [target] if isinstance(target, torch.nn.Module) else list(components.values())
     models = [m for m in candidates if isinstance(m, torch.nn.Module) and rewriting_of(m) is not None]
     if not models:
-        raise RewriteError(f"{type(target).__name__} is not rewritten; call sdtm_fx.rewrite(it, recipe) first")
+        raise RewriteError(
+            f"{type(target).__name__} is not rewritten; call sdtm_fx.rewrite(it, recipe) first"
+        )
     return models
 
 
@@ -189,14 +201,15 @@ def _prepare(
     order = list(dict.fromkeys(call.path for call in outer.calls))
     kept = _kept_blocks(recipe, order)
     cache = ProgramCache(recipe)
-    runtime = Runtime(recipe, Clock(), Signature.of(type(model).forward), _guidance_of(target))
+    runtime = Runtime(recipe, Clock(), Signature.of(type(model).forward))
     bindings, blocks = _bind(model, recipe, outer, places, order, kept, cache, runtime)
     measured_by_size = example is None and not isinstance(recipe.tokens.grid, FixedGrid)
     grid = size.grid if measured_by_size else runtime.grid.read(example or {})
     cost = CostModel(recipe, blocks, grid, text_length(recipe, outer.arguments))
     # Measured now, while the example calls still fit the weights: `.to(dtype)` or `.to(device)` may follow.
     for block, stage in itertools.product(blocks, range(len(recipe.stages))):
-        cost.block_cost(block, stage)
+        with hooks_bypassed(block.block), outer.mode, weights_in_place(block.block, block.leaves):
+            cost.block_cost(block, stage)
     runtime.cost = cost
     runtime.refreshes = cache.refreshes
     return Rewriting(recipe, runtime, cache, bindings, tuple(p for p in order if p in kept), outer.graph)
@@ -237,13 +250,20 @@ def _bind(
         block = model.get_submodule(call.path)
         if call.path not in bindings:
             bindings[call.path] = BlockBinding(
-                runtime, cache, call.path, order.index(call.path), Signature.of(type(block).forward), places[call.path]
+                runtime,
+                cache,
+                call.path,
+                order.index(call.path),
+                Signature.of(type(block).forward),
+                places[call.path],
             )
         program = cache.program(block, call.key, call.leaves, places[call.path])
         bindings[call.path].programs[call.key] = program
         blocks.append(MeasuredBlock(call.path, block, program, call.leaves))
     if not bindings:
-        raise NothingMatched(f"recipe {recipe.name!r}: keep_dense.layers keeps every block; nothing is left to merge")
+        raise NothingMatched(
+            f"recipe {recipe.name!r}: keep_dense.layers keeps every block; nothing is left to merge"
+        )
     return bindings, tuple(blocks)
 
 
@@ -265,11 +285,3 @@ def _kept_blocks(recipe: Recipe, order: list[str]) -> set[str]:
             )
         kept.update(hits)
     return kept
-
-
-def _guidance_of(target: Any) -> Callable[[], bool]:
-    """Whether the pipeline stacks guidance halves right now; a bare model cannot say."""
-    if isinstance(target, torch.nn.Module):
-        return lambda: False
-    pipeline = weakref.ref(target)
-    return lambda: bool(getattr(pipeline(), "do_classifier_free_guidance", False))

@@ -38,7 +38,8 @@ _SD3 = {"sample_size": 128, "patch_size": 2, "in_channels": 16, "out_channels": 
 MODELS: dict[str, BenchModel] = {
     "sd3-medium": BenchModel(
         SD3Transformer2DModel,
-        {**_SD3, "num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536, "pos_embed_max_size": 192},
+        {**_SD3, "num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536,
+         "pos_embed_max_size": 192},
         ("num_layers",), 16, 333, 2,
     ),
     "sd3.5-medium": BenchModel(
@@ -69,7 +70,9 @@ def bench_model(name: str) -> BenchModel:
         RewriteError: There is none of that name.
     """
     if name not in MODELS:
-        raise RewriteError(f"no benchmark model {name!r}; there are {', '.join(MODELS)}{nearest(name, MODELS)}")
+        raise RewriteError(
+            f"no benchmark model {name!r}; there are {', '.join(MODELS)}{nearest(name, MODELS)}"
+        )
     return MODELS[name]
 
 

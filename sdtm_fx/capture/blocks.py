@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 
 from sdtm_fx.capture.arguments import Key, Leaf, Signature, flatten
 from sdtm_fx.capture.hooked import hooks_bypassed
+from sdtm_fx.capture.stand_ins import weights_in_place
 from sdtm_fx.capture.tracer import BlockTracer, Capture
 from sdtm_fx.errors import CaptureError
+
+
+class ExampleLeaves(list[Leaf]):
+    """Example values of a call. Copies of a model share them: fake tensors hold nothing that could be copied."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ExampleLeaves:
+        return self
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,7 @@ def capture_outer(
         example: Makes the keyword arguments of one call; runs under the fake mode.
 
     Raises:
-        CaptureError: The forward cannot be traced, or a block is never called.
+        CaptureError: The forward cannot be traced, or a block is called never or more than once.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with torch.no_grad(), hooks_bypassed(model), mode:
@@ -73,7 +82,8 @@ def capture_outer(
         # Inner modules that hold a block must be looked into, to see the block's call.
         ancestors = {path[:i] for path in block_paths for i, c in enumerate(path) if c == "."}
         try:
-            outer = BlockTracer(opened=ancestors - set(block_paths)).capture(model, key, leaves)
+            with weights_in_place(model, leaves):
+                outer = BlockTracer(opened=ancestors - set(block_paths)).capture(model, key, leaves)
         except CaptureError as error:
             if isinstance(error.__cause__, DataDependentOutputException):
                 raise CaptureError(f"{error}: the forward reads a value of a tensor on the host") from error
@@ -84,10 +94,18 @@ def capture_outer(
         if node.target in wanted:
             block = model.get_submodule(str(node.target))
             call_key, call_leaves = flatten(Signature.of(type(block).forward).bind(args, kwargs))
-            calls.append(BlockCall(str(node.target), call_key, call_leaves, node))
+            calls.append(BlockCall(str(node.target), call_key, ExampleLeaves(call_leaves), node))
+    repeated = sorted(path for path, times in Counter(c.path for c in calls).items() if times > 1)
+    if repeated:
+        raise CaptureError(
+            f"{type(model).__name__}.forward calls {', '.join(repeated)} more than once; a rewritten block keeps "
+            "features of one call, so it must be called once"
+        )
     missing = wanted - {c.path for c in calls}
     if missing:
-        raise CaptureError(f"blocks are not called by {type(model).__name__}.forward: {', '.join(sorted(missing))}")
+        raise CaptureError(
+            f"blocks are not called by {type(model).__name__}.forward: {', '.join(sorted(missing))}"
+        )
     return OuterCapture(outer.graph, tuple(calls), arguments, mode)
 
 
@@ -110,11 +128,11 @@ def capture_block(
         opaque: Functions to keep as one node.
         mode: The fake mode that made the leaves, if they are fake.
     """
-    mode = mode or FakeTensorMode(allow_non_fake_inputs=True)
-    fakes = [mode.from_tensor(v) if isinstance(v, torch.Tensor) and not _is_fake(v) else v for v in leaves]
-    with torch.no_grad(), hooks_bypassed(block), mode:
+    modes = (leaf.fake_mode for leaf in leaves if isinstance(leaf, FakeTensor))
+    mode = mode or next(modes, None) or FakeTensorMode(allow_non_fake_inputs=True)
+    fakes: list[Leaf] = [
+        mode.from_tensor(v) if isinstance(v, torch.Tensor) and not isinstance(v, FakeTensor) else v
+        for v in leaves
+    ]
+    with torch.no_grad(), hooks_bypassed(block), mode, weights_in_place(block, fakes):
         return BlockTracer(opened, opaque).capture(block, key, fakes)
-
-
-def _is_fake(tensor: torch.Tensor) -> bool:
-    return isinstance(tensor, torch._subclasses.FakeTensor)

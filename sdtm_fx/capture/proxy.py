@@ -19,8 +19,8 @@ class ValueProxy(fx.Proxy):
     """A proxy that knows the example value of its node.
 
     Dtype and rank are concrete. Sizes are recorded as nodes, so that a graph holds at every batch and
-    resolution; so is the device, since models move. A branch on a value (``if x.shape[1] > 512``) is taken as the example says
-    and recorded as a guard.
+    resolution; so is the device, since models move. A branch on a value (``if x.shape[1] > 512``) is
+    taken as the example says and recorded as a guard.
     """
 
     tracer: BlockTracer
@@ -52,9 +52,8 @@ class ValueProxy(fx.Proxy):
         return int(self.value.dim())
 
     def __getitem__(self, key: Any) -> Any:
-        value: Any = self.value
-        if isinstance(value, tuple | list | dict) and isinstance(key, int | str):
-            item = value[key]
+        if _is_container(self.value) and isinstance(key, int | str):
+            item = self.value[key]
             if item is None or isinstance(item, str | bool):
                 return item
         return self.tracer.create_proxy("call_function", operator.getitem, (self, key), {})
@@ -112,7 +111,12 @@ class AttributeProxy(ValueProxy):
         return self.__dict__["_node"]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Record the call of a method."""
         return self.tracer.create_proxy("call_method", self.name, (self.root, *args), kwargs)
+
+
+def _is_container(value: Any) -> bool:
+    return isinstance(value, tuple | list | dict)
 
 
 def value_of(argument: Any) -> Any:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import inspect
 import sys
+import warnings
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,9 +22,9 @@ from sdtm_fx.errors import CaptureError
 
 # Functions that make tensors out of no tensor: recorded, so that no constant is baked into a graph.
 _FACTORIES = (
-    "ones zeros full empty arange tensor linspace randn rand as_tensor "
-    "ones_like zeros_like full_like empty_like stack cat concat"
-).split()
+    "ones", "zeros", "full", "empty", "arange", "tensor", "linspace", "randn", "rand", "as_tensor",
+    "ones_like", "zeros_like", "full_like", "empty_like", "stack", "cat", "concat",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class BlockTracer(fx.Tracer):
 
     # -- what fx asks of a tracer ---------------------------------------------------------------
 
-    def create_proxy(  # type: ignore[override]
+    def create_proxy(
         self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *_: Any, **__: Any
     ) -> ValueProxy:
         """Record a node and compute its example value."""
@@ -131,11 +132,17 @@ class BlockTracer(fx.Tracer):
     # -- modules ---------------------------------------------------------------------------------
 
     def _call_module(
-        self, module: torch.nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        module: torch.nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Any:
         path = self._paths.get(id(module))
         if path is None:
-            raise CaptureError(f"{type(module).__name__} is called but is not part of {type(self.root).__name__}")
+            raise CaptureError(
+                f"{type(module).__name__} is called but is not part of {type(self.root).__name__}"
+            )
         if path in self.opened:
             return inspect.unwrap(type(module).forward)(module, *args, **kwargs)
         values, keywords = value_of(args), value_of(kwargs)
@@ -190,6 +197,9 @@ class BlockTracer(fx.Tracer):
             return self._tensor_proxy(value)
 
         with contextlib.ExitStack() as patches:
+            # Making a computed weight (old-style weight norm) fake reads its .grad inside torch.
+            patches.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
             enter = lambda owner, name, new: patches.enter_context(mock.patch.object(owner, name, new))  # noqa: E731
             enter(torch.nn.Module, "__call__", traced_call)
             enter(torch.nn.Module, "__getattr__", traced_getattr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Annotated
@@ -16,22 +17,32 @@ def demo(
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 20,
     pixels: Annotated[int, typer.Option(min=16, max=96, help="Side of the toy's images; even.")] = 48,
     prompts: Annotated[int, typer.Option(min=1, max=4, help="Number of captions that the toy draws.")] = 4,
+    recipe: Annotated[
+        list[str] | None, typer.Option(help="Recipe for the toy, a name or a file; may be repeated.")
+    ] = None,
 ) -> None:
     """Sample a trained toy and the real SD3 and FLUX pipeline classes, dense and rewritten."""
+    from transformers.utils import logging
+
     from sdtm_fx.demo import tasks
     from sdtm_fx.demo.compare import compare
     from sdtm_fx.demo.report import as_dict, environment, render
     from sdtm_fx.demo.sheet import draw_sheet
     from sdtm_fx.explaining.render import render as render_explanation
 
+    logging.set_verbosity_error()  # its advice on image processors concerns nothing here
     console = Console()
     out.mkdir(parents=True, exist_ok=True)
     comparisons = []
-    for task in (tasks.trained(steps, pixels, prompts), tasks.random_sd3(steps), tasks.random_flux(steps)):
+    for task in (
+        tasks.trained(steps, pixels, prompts, recipe or tasks.TOY_RECIPES),
+        tasks.random_sd3(steps),
+        tasks.random_flux(steps),
+    ):
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=console) as progress:
             bar = progress.add_task(task.title, total=len(task.captions) * (1 + len(task.recipes)))
-            comparison = compare(task, on_image=lambda progress=progress, bar=bar: progress.advance(bar))  # type: ignore[misc]
+            comparison = compare(task, on_image=functools.partial(progress.advance, bar))
         for outcome in comparison.outcomes:
             console.print(render_explanation(outcome.explanation))
         console.print(render(comparison))

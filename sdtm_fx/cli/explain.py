@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -115,8 +115,9 @@ def _from_config(path: Path) -> nn.Module:
     kind = getattr(diffusers, str(name), None)
     if not (isinstance(kind, type) and issubclass(kind, torch.nn.Module)):
         raise RewriteError(f"{path}: _class_name is {name!r}, which is no model class of diffusers")
+    build: Any = kind
     with torch.device("meta"):
-        model: nn.Module = kind.from_config(data)
+        model: nn.Module = build.from_config(data)
     return model
 
 

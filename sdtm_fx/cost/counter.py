@@ -8,6 +8,7 @@ functions that modules call.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -47,7 +48,11 @@ class Macs:
 
 
 _CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
-_PRODUCTS = (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.bmm, torch.Tensor.bmm)
+_PRODUCTS = (
+    torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.Tensor.__rmatmul__,
+    torch.bmm, torch.Tensor.bmm, torch.mm, torch.Tensor.mm,
+)  # fmt: skip
+_ADDED_PRODUCTS = (torch.baddbmm, torch.Tensor.baddbmm, torch.addmm, torch.Tensor.addmm)
 
 
 class MacCounter(TorchFunctionMode):
@@ -98,6 +103,7 @@ def _drop(names: list[str]) -> None:
 
 
 def _count(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Macs:
+    tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)]
     if func is F.linear:
         weight = args[1] if len(args) > 1 else kwargs["weight"]
         macs = result.numel() * weight.shape[-1]
@@ -107,30 +113,28 @@ def _count(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
         macs = result.numel() * weight[0].numel()
         return Macs(macs, macs)
     if func is F.scaled_dot_product_attention:
-        query, key = (args[0], args[1]) if len(args) > 1 else (kwargs["query"], kwargs["key"])
-        keys = key.shape[-2]
-        return Macs(0.0, query.numel() * keys + result.numel() * keys)
+        query = args[0] if args else kwargs["query"]
+        key = args[1] if len(args) > 1 else kwargs["key"]
+        return Macs(0.0, (query.numel() + result.numel()) * key.shape[-2])
     if func in _PRODUCTS:
-        return Macs(0.0, result.numel() * args[0].shape[-1])
-    if func is torch.baddbmm:
-        return Macs(0.0, result.numel() * args[1].shape[-1])
+        return Macs(0.0, result.numel() * tensors[0].shape[-1])
+    if func in _ADDED_PRODUCTS:
+        return Macs(0.0, result.numel() * tensors[1].shape[-1])
     if func is torch.einsum:
-        return Macs(0.0, _einsum(args))
+        return Macs(0.0, _einsum(args[0], tensors or list(args[1])))
     return Macs()
 
 
-def _einsum(args: tuple[Any, ...]) -> float:
-    """The product of all sizes that occur in a contraction of two tensors."""
-    operands = args[1] if isinstance(args[1], list | tuple) else args[1:]
+def _einsum(equation: str, operands: list[torch.Tensor]) -> float:
+    """The product of all sizes that occur in a contraction of two tensors or more."""
     if len(operands) < 2:
         return 0.0  # a permutation
-    inputs = args[0].replace(" ", "").split("->")[0].split(",")
-    sizes = {
-        letter: size
-        for term, tensor in zip(inputs, operands, strict=True)
-        for letter, size in zip(term, tensor.shape, strict=True)
-    }
-    product = 1.0
-    for size in sizes.values():
-        product *= size
-    return product
+    sizes: dict[str, int] = {}
+    for term, tensor in zip(equation.replace(" ", "").split("->")[0].split(","), operands, strict=True):
+        head, _, tail = term.partition("...")
+        batch = tensor.shape[len(head) : tensor.ndim - len(tail)]
+        # Axes behind an ellipsis are aligned from the right, as broadcasting aligns them.
+        names = [*head, *(f"...{i}" for i in range(len(batch), 0, -1)), *tail]
+        for name, size in zip(names, tensor.shape, strict=True):
+            sizes[name] = max(size, sizes.get(name, 1))
+    return float(math.prod(sizes.values()))

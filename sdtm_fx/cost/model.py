@@ -82,11 +82,16 @@ class CostModel:
 
     def step_cost(self, grid: tuple[int, int], text: int) -> Callable[[int | None, int], float]:
         """Total MACs per sample of the rewritten blocks in one step: what the schedule weighs levels by."""
-        first = [next(filter(None, (self.block_cost(b, s) for s in range(len(self.recipe.stages)))), None) for b in self.blocks]
+        first = [
+            next(filter(None, (self.block_cost(b, s) for s in range(len(self.recipe.stages)))), None)
+            for b in self.blocks
+        ]
         dense = sum(cost.dense_at(grid[0] * grid[1], text) for cost in first if cost is not None)
 
         @functools.cache
         def cost(stage: int | None, remove: int) -> float:
-            return dense if stage is None or not remove else dense - self.saved(stage, grid, text, remove).total
+            return (
+                dense if stage is None or not remove else dense - self.saved(stage, grid, text, remove).total
+            )
 
         return cost

@@ -176,7 +176,9 @@ class _Trial:
         state = BranchState()
         variant = Variant(stage=self.stage)
         if remove:
-            self._call(dense_variant(self.recipe, self.stage), 0, state)  # stores what the stage may forecast from
+            self._call(
+                dense_variant(self.recipe, self.stage), 0, state
+            )  # stores what the stage may forecast from
         modules = {place.local: self.block.get_submodule(place.local) for place in self.program.places}
         with MacCounter() as counter, counter.watching(modules):
             self._call(variant if remove else None, remove, state)

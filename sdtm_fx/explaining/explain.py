@@ -138,7 +138,11 @@ def _site_reports(
                 after: Macs | None = dense[path]
                 if removed and measured is not None:
                     saving = measured.sites.get(place.local)
-                    saved = None if saving is None else saving.at(schedule.tokens, size.text, removed) * size.batch
+                    saved = (
+                        None
+                        if saving is None
+                        else saving.at(schedule.tokens, size.text, removed) * size.batch
+                    )
                     after = None if saved is None else dense[path] - saved
                 reports.append(
                     SiteReport(

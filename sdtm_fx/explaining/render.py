@@ -27,7 +27,9 @@ def render(e: Explanation) -> RenderableType:
         f"batch {e.batch}"
     )
     flow = Text("flow: " + " -> ".join(_runs(e.modules)))
-    phases = Table("phase", "steps", "ratio", "tokens", "linear", "total", "speedup", title="Phases (GMACs per call)")
+    phases = Table(
+        "phase", "steps", "ratio", "tokens", "linear", "total", "speedup", title="Phases (GMACs per call)"
+    )
     for index, p in enumerate(e.phases):
         tokens = height * width
         phases.add_row(

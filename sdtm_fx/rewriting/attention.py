@@ -61,7 +61,9 @@ def open_attention(call: fx.Node, module: torch.nn.Module, slot: int | str, wher
     capture = _capture_call(bound, module)
     operations = [n for n in capture.graph.nodes if _is_attention(n)]
     if len(operations) != 1:
-        raise SiteError(f"{where}: {type(module).__name__} computes attention {len(operations)} times, expected once")
+        raise SiteError(
+            f"{where}: {type(module).__name__} computes attention {len(operations)} times, expected once"
+        )
     operation = operations[0]
     tokens = signature.names[slot] if isinstance(slot, int) else slot
     return AttentionGraph(
@@ -80,6 +82,11 @@ def has_attention(call: fx.Node, module: torch.nn.Module) -> bool:
     """Whether a module's own forward computes attention."""
     capture = _capture_call(Signature.of(type(module).forward).bind(call.args, call.kwargs), module)
     return any(_is_attention(n) for n in capture.graph.nodes)
+
+
+def attention_text(call: fx.Node, module: torch.nn.Module) -> str:
+    """The graph of a module as text: equal calls may run other processors."""
+    return str(_capture_call(Signature.of(type(module).forward).bind(call.args, call.kwargs), module).graph)
 
 
 def _capture_call(bound: dict[str, Any], module: torch.nn.Module) -> Capture:
@@ -118,7 +125,7 @@ def image_span(opened: AttentionGraph, prefix: fx.Node | None) -> tuple[Any, fx.
 
 
 def _sequence_cat(opened: AttentionGraph) -> fx.Node | None:
-    """Find where the sequence of the keys is put together: along which axis depends on where heads are split off."""
+    """Find where the keys are joined; along which axis depends on whether heads are split off before or after."""
     length = opened.key.meta["val"].shape[opened.sequence]
     node: fx.Node | None = opened.key
     while node is not None and node.op != "placeholder":
@@ -133,11 +140,14 @@ def _sequence_cat(opened: AttentionGraph) -> fx.Node | None:
 def _cat_axis(node: fx.Node) -> int:
     """The axis of a ``torch.cat``, counted from the front."""
     axis = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
-    return axis % node.meta["val"].ndim  # type: ignore[operator, no-any-return]
+    return axis % node.meta["val"].ndim
 
 
 def _is_attention(node: fx.Node) -> bool:
-    return node.op == "call_function" and node.target in (F.scaled_dot_product_attention, dispatch_attention_fn)
+    return node.op == "call_function" and node.target in (
+        F.scaled_dot_product_attention,
+        dispatch_attention_fn,
+    )
 
 
 def _operand(node: fx.Node, position: int, name: str) -> fx.Node:

@@ -12,13 +12,13 @@ from sdtm_fx.capture.arguments import Key, Leaf
 from sdtm_fx.capture.blocks import capture_block
 from sdtm_fx.capture.hooked import traits
 from sdtm_fx.capture.tracer import Capture
+from sdtm_fx.errors import SiteError
 from sdtm_fx.recipe.ratio import ThresholdRatio
 from sdtm_fx.recipe.schema import Recipe
-from sdtm_fx.rewriting.attention import has_attention
+from sdtm_fx.rewriting.attention import attention_text, has_attention
 from sdtm_fx.rewriting.codegen import BlockFunction, copy_graph, graph_function
 from sdtm_fx.rewriting.runner import run_passes
 from sdtm_fx.rewriting.work import BlockWork, Pass, SitePlace
-from sdtm_fx.errors import SiteError
 from sdtm_fx.runtime import ops
 from sdtm_fx.runtime.call import Variant
 
@@ -45,6 +45,10 @@ class Program:
     places: tuple[SitePlace, ...]
     features: dict[Variant, frozenset[str]] = field(default_factory=dict)
 
+    def __deepcopy__(self, memo: dict[int, object]) -> Program:
+        """A program is never changed and holds no module: copies of a model share it."""
+        return self
+
 
 @dataclass
 class ProgramCache:
@@ -52,7 +56,8 @@ class ProgramCache:
 
     Attributes:
         recipe: The recipe.
-        programs: By structure: the structure of the call, the text of the captured graph, the traits of its leaves, the sites in it.
+        programs: By structure: that of the call, the text of the captured graph, the traits of the modules
+            that it calls, and the sites in it.
     """
 
     recipe: Recipe
@@ -75,11 +80,12 @@ class ProgramCache:
             PassError: A pass failed.
         """
         capture = capture_block(block, key, leaves)
-        structure = (key, str(capture.graph), _leaf_traits(block, capture), tuple((p.site_index, p.local) for p in places))
+        sites = tuple((p.site_index, p.local) for p in places)
+        opened = _attention_texts(self.recipe, block, capture, places)
+        structure = (key, str(capture.graph), _leaf_traits(block, capture), sites, opened)
         if structure not in self.programs:
             self.programs[structure] = _rewrite(self.recipe, block, capture, places)
         return self.programs[structure]
-
 
     def refreshes(self, served: int, stage: int) -> bool:
         """Whether a dense step that stores features for one stage stores all that another stage reads."""
@@ -93,7 +99,7 @@ class ProgramCache:
 def variants_of(recipe: Recipe) -> tuple[Variant, ...]:
     """Every variant that some step of the recipe may run."""
     variants: list[Variant] = []
-    for index, stage in enumerate(recipe.stages):
+    for index in range(len(recipe.stages)):
         variants.append(Variant(stage=index))
         variants.append(dense_variant(recipe, index))
     variants.append(Variant(stage=None))  # dense steps that no stage follows
@@ -148,13 +154,28 @@ def _sites_of(recipe: Recipe, variant: Variant) -> tuple[str, ...]:
 def _label(recipe: Recipe, variant: Variant) -> str:
     if variant.stage is not None:
         return recipe.stages[variant.stage].name.replace("-", "_")
-    return "dense" if variant.refresh is None else f"dense_for_{recipe.stages[variant.refresh].name}".replace("-", "_")
+    return (
+        "dense"
+        if variant.refresh is None
+        else f"dense_for_{recipe.stages[variant.refresh].name}".replace("-", "_")
+    )
 
 
 def _leaf_traits(block: torch.nn.Module, capture: Capture) -> tuple[tuple[str, tuple[type, bool, type]], ...]:
     """What passes may ask about the modules that a graph calls, beside the graph itself."""
     names = dict.fromkeys(str(n.target) for n in capture.graph.nodes if n.op == "call_module")
     return tuple((name, traits(block.get_submodule(name))) for name in names)
+
+
+def _attention_texts(
+    recipe: Recipe, block: torch.nn.Module, capture: Capture, places: tuple[SitePlace, ...]
+) -> tuple[str, ...]:
+    """The attention modules that passes look into, as text; their processors are part of the structure."""
+    if recipe.prompt is None and not any("attention" in stage.method.wants() for stage in recipe.stages):
+        return ()
+    locals_ = {p.local for p in places if recipe.sites[p.site_index].kind == "attention"}
+    calls = [n for n in capture.graph.nodes if n.op == "call_module" and n.target in locals_]
+    return tuple(attention_text(call, block.get_submodule(str(call.target))) for call in calls)
 
 
 def _confirm_kinds(

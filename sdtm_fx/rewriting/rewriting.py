@@ -99,8 +99,9 @@ def _named_context(self: torch.nn.Module, name: str, **kwargs: Any) -> Iterator[
     """diffusers' `cache_context`, and a note of the name: it says which CFG branch the calls inside belong to."""
     runtime = self.__dict__[ATTRIBUTE].runtime
     runtime.context_name = name
+    own: Any = type(self)
     try:
-        with type(self).cache_context(self, name, **kwargs):
+        with own.cache_context(self, name, **kwargs):
             yield
     finally:
         runtime.context_name = None

@@ -78,7 +78,7 @@ class BlockBinding:
         """Make the block run this binding."""
         self.fingerprint = fingerprint(block)
         block.__dict__[ATTRIBUTE] = self
-        forward = types.MethodType(_rewritten_forward(type(block)), block)
+        forward = types.MethodType(_rewritten_forward(type(block).forward), block)
         self.former = set_inner_forward(block, forward)
 
     def uninstall(self, block: torch.nn.Module) -> None:
@@ -112,10 +112,10 @@ class BlockBinding:
 
 
 @functools.cache
-def _rewritten_forward(kind: type[torch.nn.Module]) -> Callable[..., Any]:
+def _rewritten_forward(own: Callable[..., Any]) -> Callable[..., Any]:
     """One forward per block class, with the signature of the class's own."""
 
-    @functools.wraps(kind.forward)
+    @functools.wraps(own)
     def forward(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         return self.__dict__[ATTRIBUTE].run(self, args, kwargs)
 
@@ -125,7 +125,14 @@ def _rewritten_forward(kind: type[torch.nn.Module]) -> Callable[..., Any]:
 def fingerprint(block: torch.nn.Module) -> tuple[Any, ...]:
     """What a program assumes about a block: what its modules are, and their plain settings."""
     return tuple(
-        (name, traits(m), type(m.__dict__.get("processor")), m.__dict__.get("_chunk_size"))
+        (name, traits(m), _settings(m.__dict__.get("processor")), m.__dict__.get("_chunk_size"))
         for name, m in block.named_modules()
         if name
     )
+
+
+def _settings(processor: object) -> tuple[Any, ...]:
+    """The type of an attention processor, and those of its attributes that are plain values (its backend)."""
+    plain = (str, int, float, type(None))
+    values = ((k, v) for k, v in getattr(processor, "__dict__", {}).items() if isinstance(v, plain))
+    return (type(processor), *sorted(values))

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from sdtm_fx.methods.base import Method
-from sdtm_fx.runtime.state import BranchState
 from sdtm_fx.phase import Phase
+from sdtm_fx.runtime.state import BranchState
 
 
 @dataclass(frozen=True)

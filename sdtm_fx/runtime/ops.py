@@ -102,7 +102,9 @@ def _shared(values: torch.Tensor, whole_batch: bool, halves: int) -> torch.Tenso
     if halves == 1:
         return values
     if values.shape[0] % halves:
-        raise PlanError(f"a batch of {values.shape[0]} does not split into {halves} CFG halves that share a plan")
+        raise PlanError(
+            f"a batch of {values.shape[0]} does not split into {halves} CFG halves that share a plan"
+        )
     return values.unflatten(0, (halves, -1)).mean(0)
 
 
@@ -153,9 +155,13 @@ def linear_part(
         tokens: The part, [B, N, D].
         before: The parts in front of it; only their widths matter.
         with_bias: Whether this part brings the bias along.
+
+    Raises:
+        GuardFailed: A LoRA has come in since the block was traced.
     """
     start = sum(part.shape[-1] for part in before)
-    return F.linear(tokens, linear.weight[:, start : start + tokens.shape[-1]], linear.bias if with_bias else None)
+    weight = linear.weight[:, start : start + tokens.shape[-1]]
+    return F.linear(tokens, weight, linear.bias if with_bias else None)
 
 
 def store_feature(ctx: BlockContext, value: torch.Tensor, site: str) -> torch.Tensor:
@@ -189,12 +195,14 @@ def blend_forecast(ctx: BlockContext, plan: MergePlan, tokens: torch.Tensor, sit
 
 
 def _straight_line(ctx: BlockContext, feature: Feature) -> torch.Tensor:
-    slope = ctx.call.state.slope
-    return torch.lerp(feature.newer, feature.older, -slope.to(feature.newer.dtype))  # type: ignore[union-attr, arg-type]
+    slope, older = ctx.call.state.slope, feature.older
+    assert slope is not None and older is not None  # noqa: PT018 - order 1 has both
+    return torch.lerp(feature.newer, older, -slope.to(older.dtype))
 
 
 def prompt_mask(ctx: BlockContext, tokens: torch.Tensor, start: int, image: int, length: int) -> torch.Tensor:
     """Additive attention mask [1, 1, 1, length]: the prompt's log-weight on every key that is no image token."""
     position = torch.arange(length, device=tokens.device)
     is_text = (position < start) | (position >= start + image)
+    assert ctx.call.prompt_bias is not None, "this graph is only made for recipes with a prompt weight"
     return (is_text * ctx.call.prompt_bias).to(tokens.dtype).reshape(1, 1, 1, length)

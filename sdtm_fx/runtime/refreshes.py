@@ -1,4 +1,4 @@
-"""Refreshes that a change of stage asks for: a stage reads features that the last dense step did not store."""
+"""Refreshes that a change of stage asks for: a stage reads what the last dense step did not store."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from sdtm_fx.capture.arguments import Signature
 from sdtm_fx.capture.example import text_length
 from sdtm_fx.clock import Clock, Moment
 from sdtm_fx.cost.model import CostModel
+from sdtm_fx.phase import Phase, Schedule
 from sdtm_fx.recipe.ratio import ThresholdRatio
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewriting.programs import dense_variant
@@ -20,7 +21,6 @@ from sdtm_fx.runtime.call import Call, Variant
 from sdtm_fx.runtime.grid import GridReader
 from sdtm_fx.runtime.refreshes import Suffices, add_refreshes, next_stage
 from sdtm_fx.runtime.state import BranchState, RunState
-from sdtm_fx.phase import Phase, Schedule
 from sdtm_fx.schedule import build_schedule
 
 _TIMESTEPS = ("timestep", "timesteps", "t")
@@ -51,7 +51,6 @@ class Runtime:
         recipe: The recipe.
         clock: Says which step it is.
         signature: Parameters of the model's forward.
-        guided: Whether the pipeline in charge stacks CFG halves in one batch.
         cost: What steps cost; the schedule weighs its levels by it.
         refreshes: Whether the features stored for one stage are all that another reads.
         state: What lives across steps.
@@ -61,7 +60,6 @@ class Runtime:
     recipe: Recipe
     clock: Clock
     signature: Signature
-    guided: Callable[[], bool]
     cost: CostModel | None = None
     refreshes: Suffices | None = None
     state: RunState = field(default_factory=RunState)
@@ -116,6 +114,10 @@ class Runtime:
         self.call = self._make_call(moment, self.last, branch, state, halves, tensor.device)
         self.planned = {}
         return starts
+
+    def guided(self) -> bool:
+        """Whether the pipeline in charge stacks CFG halves in one batch right now; a bare model cannot say."""
+        return bool(getattr(self.clock.pipeline, "do_classifier_free_guidance", False))
 
     def end(self) -> None:
         """Leave the call; blocks that are called on their own then run their own forward."""

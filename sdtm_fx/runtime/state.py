@@ -26,7 +26,7 @@ class Feature:
         """Store a dense output in place; with `shift`, what was newer becomes older first."""
         if self.older is not None and shift:
             self.older.copy_(self.newer)
-        self.newer.copy_(value)
+        self.newer.copy_(value.detach())  # no history: it would grow with every step
 
 
 @dataclass

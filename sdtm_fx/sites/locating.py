@@ -97,7 +97,9 @@ def _outputs(node: fx.Node, spec: SiteSpec, where: str) -> tuple[fx.Node, tuple[
         return node, ()
     items = {n.args[1]: n for n in node.users if n.target is operator.getitem}
     if spec.output not in items or len(items) != len(node.users):
-        raise SiteError(f"{where}: output {spec.output} is not taken by the block; it takes {sorted(items)}")
+        raise SiteError(
+            f"{where}: output {spec.output} is not taken by the block; it takes {sorted(map(str, items))}"
+        )
     exit_ = items.pop(spec.output)
     return exit_, tuple(n for n in items.values() if n.users)
 
@@ -111,4 +113,8 @@ def _shape(node: fx.Node) -> str:
     value = node.meta.get("val")
     if isinstance(value, torch.Tensor):
         return str(list(value.shape))
-    return f"a {type(value).__name__} of {len(value)}" if isinstance(value, tuple | list) else type(value).__name__
+    return (
+        f"a {type(value).__name__} of {len(value)}"
+        if isinstance(value, tuple | list)
+        else type(value).__name__
+    )

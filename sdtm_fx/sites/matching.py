@@ -66,8 +66,8 @@ def match_sites(model: torch.nn.Module, specs: Sequence[SiteSpec]) -> tuple[Site
         for path in matches:
             if "." not in path:
                 raise SiteError(
-                    f"site {spec.id!r}: {path} is called by {type(model).__name__} itself; a site lies in a block, "
-                    "a submodule whose forward calls it"
+                    f"site {spec.id!r}: {path} is called by {type(model).__name__} itself; "
+                    "a site lies in a block, a submodule whose forward calls it"
                 )
             _claim(owners, path, spec.id)
             found.append(SiteModule(spec, path, block_of(model, path)))

@@ -28,7 +28,9 @@ def small_sd3(monkeypatch: pytest.MonkeyPatch) -> configs.BenchModel:
 
 def test_stages_are_paired_with_dense(small_sd3: configs.BenchModel) -> None:
     pairs = []
-    setup = BenchSetup(0.5, 2, height=256, width=192, batch=1, dtype=torch.float32, device=torch.device("cpu"), runs=3)
+    setup = BenchSetup(
+        0.5, 2, height=256, width=192, batch=1, dtype=torch.float32, device=torch.device("cpu"), runs=3
+    )
     recipe = sdtm_fx.load_recipe("sd3-medium")
     timings = bench_stages(small_sd3, recipe, setup, on_run=lambda: pairs.append(1))
     assert [t.stage for t in timings] == ["structure", "detail"]
@@ -60,5 +62,7 @@ def test_weights_are_seeded_and_finite(small_sd3: configs.BenchModel) -> None:
 
 
 def test_unknown_model_names_the_nearest() -> None:
-    with pytest.raises(sdtm_fx.RewriteError, match=r"no benchmark model 'sd3-medum'.*did you mean 'sd3-medium'"):
+    with pytest.raises(
+        sdtm_fx.RewriteError, match=r"no benchmark model 'sd3-medum'.*did you mean 'sd3-medium'"
+    ):
         configs.bench_model("sd3-medum")

@@ -100,7 +100,7 @@ def test_instance_forwards_do_not_run_while_tracing() -> None:
 def test_bypassed_hooks_come_back_after_an_error() -> None:
     module = Block()
     module.forward = marker = lambda x: x
-    with pytest.raises(RuntimeError, match="inside"), hooks_bypassed(module):  # noqa: PT012 - order matters
+    with pytest.raises(RuntimeError, match="inside"), hooks_bypassed(module):
         assert "forward" not in module.__dict__
         raise RuntimeError("inside")
     assert module.forward is marker
@@ -114,3 +114,17 @@ def test_what_counts_as_hooked() -> None:
     assert [is_hooked(m) for m in (plain, wrapped, before, after)] == [False, True, True, True]
     handle.remove()
     assert not is_hooked(after)
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Block()])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.blocks[0](self.blocks[0](x))
+
+
+def test_a_block_that_is_called_twice_is_refused() -> None:
+    with pytest.raises(CaptureError, match=r"Twice\.forward calls blocks\.0 more than once"):
+        capture_outer(Twice(), ["blocks.0"], lambda: {"x": torch.ones(2, 3, 4)})

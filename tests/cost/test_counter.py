@@ -137,3 +137,22 @@ def test_macs_add_subtract_and_scale() -> None:
     assert other - one == Macs(1.0, 4.0)
     assert one * 2 == Macs(2.0, 6.0)
     assert other.attention == 5.0
+
+
+@pytest.mark.parametrize(
+    ("run", "expected"),
+    [
+        (lambda a, b: torch.einsum("...ij,...jk->...ik", a, b), 2 * 3 * 4 * 5 * 6),
+        (lambda a, b: torch.einsum("xyij,yjk->xyik", [a, b[0]]), 2 * 3 * 4 * 5 * 6),
+        (lambda a, b: torch.matmul(input=a, other=b), 2 * 3 * 4 * 5 * 6),
+        (lambda a, b: a[0, 0].mm(b[0, 0]), 4 * 5 * 6),
+        (lambda a, b: torch.addmm(torch.zeros(4, 6), a[0, 0], b[0, 0]), 4 * 5 * 6),
+        (lambda a, b: F.scaled_dot_product_attention(a, key=a, value=a), 2 * 3 * 4 * 4 * (5 + 5)),
+    ],
+)
+def test_products_however_they_are_written(run: Callable[..., object], expected: int) -> None:
+    a, b = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 5, 6)
+    with MacCounter() as counter:
+        run(a, b)
+    assert counter.macs.total == expected
+    assert counter.macs.linear == 0

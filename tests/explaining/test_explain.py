@@ -14,6 +14,7 @@ from sdtm_fx.explaining.render import as_text
 from tests.pipelines import tiny_flux_transformer, tiny_sd3_pipeline, tiny_sd3_transformer
 
 FREE = {"sites.*.expect": None, "plan.round_to": 1}
+EARLY = {**FREE, "stages.detail.sites": ["ff"]}
 GRID = (8, 6)
 STEPS = 6
 
@@ -54,7 +55,7 @@ CASES = {
     ),
     "idm": (
         lambda: tiny_sd3_transformer(layers=2), "sd3-medium", _sd3_call,
-        {"stages.detail.method": {"name": "idm", "probe_queries": 16}},
+        {"stages.detail.sites": ["ff"], "stages.detail.method": {"name": "idm", "probe_queries": 16}},
     ),
     "layers share": (lambda: tiny_sd3_transformer(layers=4), "sd3-medium", _sd3_call, {"plan.every_layers": 2}),
 }  # fmt: skip
@@ -95,10 +96,12 @@ def test_sd3_medium_costs_what_the_paper_says() -> None:
 
 def test_sites_say_what_is_merged_and_why_not() -> None:
     model = tiny_sd3_transformer(layers=3)
-    sdtm_fx.rewrite(model, sdtm_fx.load_recipe("sd3-medium").override({**FREE, "keep_dense.layers": [-1]}))
+    sdtm_fx.rewrite(model, sdtm_fx.load_recipe("sd3-medium").override({**EARLY, "keep_dense.layers": [-1]}))
     report = sdtm_fx.explain(model, steps=10, grid=GRID, batch=2, text=5, quiet=True)
     assert report.kept_dense == ("transformer_blocks.2",)
-    assert {s.path for s in report.sites} == {f"transformer_blocks.{i}.{m}" for i in (0, 1) for m in ("attn", "ff")}
+    assert {s.path for s in report.sites} == {
+        f"transformer_blocks.{i}.{m}" for i in (0, 1) for m in ("attn", "ff")
+    }
     for site in report.sites:
         phase = report.phases[site.phase]
         merged = phase.label != "dense" and (site.site == "ff" or phase.label == "structure")
@@ -112,7 +115,7 @@ def test_sites_say_what_is_merged_and_why_not() -> None:
 
 def test_report_is_plain_data_and_text() -> None:
     model = tiny_sd3_transformer(layers=2)
-    sdtm_fx.rewrite(model, sdtm_fx.load_recipe("sd3-medium").override(FREE))
+    sdtm_fx.rewrite(model, sdtm_fx.load_recipe("sd3-medium").override(EARLY))
     report = sdtm_fx.explain(model, steps=10, grid=GRID, batch=2, text=5, quiet=True)
     data = json.loads(json.dumps(report.as_dict()))
     assert data["theoretical_speedup"] == report.theoretical_speedup > 1
@@ -125,7 +128,7 @@ def test_report_is_plain_data_and_text() -> None:
 
 def test_explain_prints_unless_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     model = tiny_sd3_transformer(layers=2)
-    sdtm_fx.rewrite(model, sdtm_fx.load_recipe("sd3-medium").override(FREE))
+    sdtm_fx.rewrite(model, sdtm_fx.load_recipe("sd3-medium").override(EARLY))
     sdtm_fx.explain(model, grid=GRID, quiet=True)
     assert capsys.readouterr().out == ""
     sdtm_fx.explain(model, grid=GRID)
@@ -134,7 +137,7 @@ def test_explain_prints_unless_quiet(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_size_defaults_to_the_last_generation_and_memory_is_counted() -> None:
     pipe = tiny_sd3_pipeline(layers=2)
-    sdtm_fx.rewrite(pipe, sdtm_fx.load_recipe("sd3-medium").override(FREE))
+    sdtm_fx.rewrite(pipe, sdtm_fx.load_recipe("sd3-medium").override(EARLY))
     assert sdtm_fx.explain(pipe, quiet=True).grid == (4, 4)  # sample_size 8, patch 2
     call = _sd3_call()
     with torch.no_grad(), sdtm_fx.steps(pipe, 7) as clock:
@@ -144,11 +147,15 @@ def test_size_defaults_to_the_last_generation_and_memory_is_counted() -> None:
     report = sdtm_fx.explain(pipe, quiet=True)
     assert (report.steps, report.grid, report.batch, report.text) == (7, GRID, 2, 5)
     width = 16
-    features = 2 * 2 * 2 * GRID[0] * GRID[1] * width * 4 * 2  # blocks, sites, samples, tokens, channels, bytes, order 1
+    features = (
+        2 * 2 * 2 * GRID[0] * GRID[1] * width * 4 * 2
+    )  # blocks, sites, samples, tokens, channels, bytes, order 1
     assert report.state_bytes["features"] == features
     assert "held across steps" in as_text(report)
 
 
 def test_an_unrewritten_model_has_nothing_to_explain() -> None:
-    with pytest.raises(sdtm_fx.RewriteError, match=r"SD3Transformer2DModel is not rewritten; call sdtm_fx.rewrite"):
+    with pytest.raises(
+        sdtm_fx.RewriteError, match=r"SD3Transformer2DModel is not rewritten; call sdtm_fx.rewrite"
+    ):
         sdtm_fx.explain(tiny_sd3_transformer())

@@ -1,0 +1,147 @@
+"""Samples a dense pipeline and rewritten ones in turn, with the same prompts and seeds."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdtm_fx.explaining.explain import explain
+from sdtm_fx.explaining.report import Explanation
+from sdtm_fx.recipe.schema import Recipe
+from sdtm_fx.rewrite import restore, rewrite
+
+Draw = Callable[[Any, int], Tensor]
+"""(pipeline, index of the case) to an image [C, H, W], float32; equal cases start from equal noise."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to sample.
+
+    Attributes:
+        title: What the pipeline is.
+        slug: The same, as a file name.
+        make: Makes a fresh pipeline; every call gives equal weights.
+        draw: Samples one case.
+        captions: One per case.
+        recipes: What to rewrite with.
+        peak: Largest difference that two images can have, for PSNR; None takes the range of the dense image.
+    """
+
+    title: str
+    slug: str
+    make: Callable[[], Any]
+    draw: Draw
+    captions: tuple[str, ...]
+    recipes: tuple[Recipe, ...]
+    peak: float | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One rewritten pipeline beside the dense one.
+
+    Attributes:
+        recipe: Name of the recipe.
+        explanation: What was merged where, and the MACs.
+        images: One per case.
+        psnr: To the dense image, in dB, one per case.
+        seconds: Per image, one per case.
+        restored: Whether the restored pipeline draws the first dense image again, bit for bit.
+    """
+
+    recipe: str
+    explanation: Explanation
+    images: tuple[Tensor, ...]
+    psnr: tuple[float, ...]
+    seconds: tuple[float, ...]
+    restored: bool
+
+    @property
+    def mean_psnr(self) -> float:
+        """Mean over the cases, in dB."""
+        return fmean(self.psnr)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All pipelines of a task.
+
+    Attributes:
+        task: What was sampled.
+        images: Dense, one per case.
+        seconds: Dense, per image, one per case.
+        outcomes: One per recipe.
+    """
+
+    task: Task
+    images: tuple[Tensor, ...]
+    seconds: tuple[float, ...]
+    outcomes: tuple[Outcome, ...]
+
+    def speedup(self, outcome: Outcome) -> float:
+        """Median dense time over median rewritten time, as measured here."""
+        return median(self.seconds) / median(outcome.seconds)
+
+
+def psnr(image: Tensor, reference: Tensor, peak: float | None = 1.0) -> float:
+    """Peak signal-to-noise ratio in dB; infinite for equal images.
+
+    Args:
+        image: [C, H, W].
+        reference: The same shape.
+        peak: Largest difference that two values can have; None takes the range of `reference`.
+    """
+    signal = float(reference.max() - reference.min()) if peak is None else peak
+    error = float((image.double() - reference.double()).square().mean())
+    return math.inf if error == 0 else 10 * math.log10(signal**2 / error)
+
+
+def compare(task: Task, *, on_image: Callable[[], None] = lambda: None) -> Comparison:
+    """Sample every case with every pipeline in turn, so that a busy machine slows all of them alike.
+
+    Args:
+        task: What to sample.
+        on_image: Called after each image.
+    """
+    dense = task.make()
+    rewritten = [rewrite(task.make(), recipe) for recipe in task.recipes]
+    drawn: list[list[tuple[Tensor, float]]] = [[] for _ in (dense, *rewritten)]
+    for case in range(len(task.captions)):
+        for results, pipeline in zip(drawn, (dense, *rewritten), strict=True):
+            start = time.perf_counter()
+            image = task.draw(pipeline, case)
+            results.append((image, time.perf_counter() - start))
+            on_image()
+    images = tuple(image for image, _ in drawn[0])
+    outcomes = [
+        _outcome(task, recipe, pipeline, results, images)
+        for recipe, pipeline, results in zip(task.recipes, rewritten, drawn[1:], strict=True)
+    ]
+    return Comparison(task, images, tuple(seconds for _, seconds in drawn[0]), tuple(outcomes))
+
+
+def _outcome(
+    task: Task,
+    recipe: Recipe,
+    pipeline: Any,
+    results: Sequence[tuple[Tensor, float]],
+    dense: Sequence[Tensor],
+) -> Outcome:
+    explanation = explain(pipeline, quiet=True)
+    restored = torch.equal(task.draw(restore(pipeline), 0), dense[0])
+    return Outcome(
+        recipe=recipe.name,
+        explanation=explanation,
+        images=tuple(image for image, _ in results),
+        psnr=tuple(psnr(image, own, task.peak) for (image, _), own in zip(results, dense, strict=True)),
+        seconds=tuple(seconds for _, seconds in results),
+        restored=restored,
+    )

@@ -1,0 +1,91 @@
+"""What the demonstration samples: a trained toy, and the real pipeline classes around random models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdtm_fx.demo.compare import Task
+from sdtm_fx.recipe.load import load_recipe
+from sdtm_fx.recipe.schema import Recipe
+from sdtm_fx.toy.load import load_toy
+
+PROMPTS: tuple[str, ...] = (
+    "a large striped red circle at the centre on a plain blue background",
+    "a large plain yellow star at the upper left on a purple-to-black gradient",
+    "a medium checkered green square at the lower right on a plain white background",
+    "a large plain white ring at the centre on a mottled orange-and-red background",
+)
+"""Captions in the language of the toy."""
+
+_RANDOM_LATENT = 32  # 16 x 16 tokens of 2 x 2
+_SEEDS = tuple(f"prompt embedding {seed}" for seed in range(3))  # the first image also builds graphs
+
+
+TOY_RECIPES: tuple[str, ...] = ("toy-sd3", "paper/sd3-medium", "sd3-medium-forecast")
+"""The package's defaults, the settings of the paper, and the caching end of the scale."""
+
+
+def trained(steps: int, pixels: int, prompts: int, recipes: Sequence[str] = TOY_RECIPES) -> Task:
+    """The trained toy, under several recipes.
+
+    Args:
+        steps: Denoising steps.
+        pixels: Height and width of the images.
+        prompts: How many of `PROMPTS`.
+        recipes: Names of shipped recipes, or files, for SD3 blocks.
+    """
+
+    def draw(pipeline: Any, case: int) -> Tensor:
+        generator = torch.Generator().manual_seed(case)
+        settings = {"height": pixels, "width": pixels, "num_inference_steps": steps, "output_type": "pt"}
+        image: Tensor = pipeline(PROMPTS[case], generator=generator, **settings).images[0]
+        return image.float()
+
+    title = "trained toy (ToySD3Pipeline)"
+    return Task(title, "toy", load_toy, draw, PROMPTS[:prompts], tuple(map(_fit, recipes)), peak=1.0)
+
+
+def random_sd3(steps: int) -> Task:
+    """`StableDiffusion3Pipeline` around a random model of four blocks, with guidance."""
+    from sdtm_fx.toy.random_pipelines import randomize, sd3_prompt_kwargs, tiny_sd3_pipeline
+
+    def make() -> Any:
+        pipeline = tiny_sd3_pipeline(layers=4, heads=4, head_dim=16, latent_size=_RANDOM_LATENT)
+        randomize(pipeline.transformer, seed=3, scale=0.15)
+        return pipeline
+
+    def draw(pipeline: Any, case: int) -> Tensor:
+        latents: Tensor = pipeline(num_inference_steps=steps, **sd3_prompt_kwargs(seed=case)).images[0]
+        return latents.float()
+
+    recipes = (_fit("sd3-medium"),)
+    title = "random weights, real StableDiffusion3Pipeline"
+    return Task(title, "random-sd3", make, draw, _SEEDS, recipes, peak=None)
+
+
+def random_flux(steps: int) -> Task:
+    """`FluxPipeline` around a random model of two double and four single blocks."""
+    from sdtm_fx.toy.random_pipelines import flux_prompt_kwargs, randomize, tiny_flux_pipeline
+
+    def make() -> Any:
+        pipeline = tiny_flux_pipeline(layers=2, single_layers=4, heads=4, latent_size=_RANDOM_LATENT)
+        randomize(pipeline.transformer, seed=3, scale=0.15)
+        return pipeline
+
+    def draw(pipeline: Any, case: int) -> Tensor:
+        packed: Tensor = pipeline(num_inference_steps=steps, **flux_prompt_kwargs(seed=case)).images[0]
+        side = _RANDOM_LATENT // 2
+        return packed.float().T.reshape(-1, side, side)
+
+    recipes = (_fit("flux.1-dev"), _fit("flux.1-dev-attention"))
+    title = "random weights, real FluxPipeline"
+    return Task(title, "random-flux", make, draw, _SEEDS, recipes, peak=None)
+
+
+def _fit(name: str) -> Recipe:
+    """A recipe for a model of any depth, at sizes where steps of 64 tokens would be too coarse."""
+    return load_recipe(name).override({"sites.*.expect": None, "plan.round_to": 16})

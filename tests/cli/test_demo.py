@@ -1,0 +1,84 @@
+"""`sdtm-fx demo`, with few steps."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import sdtm_fx
+from sdtm_fx.cli.main import app
+from sdtm_fx.demo import tasks
+from sdtm_fx.demo.compare import compare, psnr
+
+
+@pytest.mark.slow
+def test_it_draws_reports_and_restores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    arguments = ["demo", "--out", str(tmp_path / "out"), "--steps", "6", "--pixels", "16", "--prompts", "1"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    for text in (
+        "recipe toy-sd3",
+        "recipe paper/sd3-medium",
+        "recipe flux.1-dev",
+        "MACs per step",
+        "CPU",
+    ):
+        assert text in result.stdout
+    for name in ("toy", "random-sd3", "random-flux"):
+        with Image.open(tmp_path / "out" / f"{name}.png") as sheet:
+            assert sheet.width > 300
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [len(comparison["outcomes"]) for comparison in report] == [3, 1, 2]
+    for comparison in report:
+        for outcome in comparison["outcomes"]:
+            assert outcome["restored"]
+            assert all(5 < value < math.inf for value in outcome["psnr"])
+            assert outcome["explanation"]["theoretical_speedup"] > 1
+
+
+def test_a_restore_that_is_not_exact_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sdtm_fx.demo.compare.restore", lambda pipeline: pipeline)
+    monkeypatch.setattr(tasks, "trained", lambda steps, *_: tasks.random_sd3(steps))
+    monkeypatch.setattr(tasks, "random_flux", tasks.random_sd3)
+    result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path), "--steps", "4"], env={"COLUMNS": "160"})
+    assert result.exit_code == 1
+    assert "restore did not give the dense pipeline back: random-sd3, sd3-medium" in result.stdout
+
+
+def test_equal_cases_start_from_equal_noise() -> None:
+    task = tasks.random_sd3(2)
+    images = [task.draw(task.make(), 0) for _ in range(2)]
+    assert torch.equal(images[0], images[1])
+    assert not torch.equal(images[0], task.draw(task.make(), 1))
+
+
+def test_a_comparison_counts_its_images_and_leaves_the_dense_pipeline_alone() -> None:
+    task = tasks.random_flux(4)
+    seen: list[None] = []
+    comparison = compare(task, on_image=lambda: seen.append(None))
+    assert len(seen) == len(task.captions) * (1 + len(task.recipes))
+    assert torch.equal(comparison.images[0], task.draw(task.make(), 0))
+    assert {o.recipe for o in comparison.outcomes} == {"flux.1-dev", "flux.1-dev-attention"}
+    assert all(len(o.psnr) == len(task.captions) for o in comparison.outcomes)
+
+
+def test_psnr() -> None:
+    zero, half = torch.zeros(3, 4, 4), torch.full((3, 4, 4), 0.5)
+    assert psnr(zero, zero) == math.inf
+    assert psnr(half, zero) == pytest.approx(6.0206, abs=1e-4)
+    ramp = torch.linspace(-2, 2, 48).reshape(3, 4, 4)
+    assert psnr(ramp + 0.4, ramp, peak=None) == pytest.approx(20.0, abs=1e-4)
+
+
+def test_recipes_of_the_demo_are_the_shipped_ones_without_counts() -> None:
+    for recipe in tasks.random_flux(4).recipes:
+        shipped = sdtm_fx.load_recipe(recipe.name)
+        assert all(site.expect is None for site in recipe.sites)
+        assert recipe.stages == shipped.stages
