@@ -1,0 +1,50 @@
+"""The released configs, with weights on meta: few structures, in seconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
+from torch import nn
+
+import sdtm_fx
+from tests.user.cases import the_rewriting
+
+
+def sd3_medium() -> nn.Module:
+    return SD3Transformer2DModel(
+        sample_size=128,
+        num_layers=24,
+        attention_head_dim=64,
+        num_attention_heads=24,
+        joint_attention_dim=4096,
+        caption_projection_dim=1536,
+        pooled_projection_dim=2048,
+        pos_embed_max_size=192,
+    )
+
+
+def flux_dev() -> nn.Module:
+    return FluxTransformer2DModel(guidance_embeds=True)  # the defaults are FLUX.1's
+
+
+@pytest.mark.parametrize(
+    ("make", "recipe", "structures", "blocks"),
+    [(sd3_medium, "sd3-medium", 2, 24), (flux_dev, "flux.1-dev", 2, 57)],
+    ids=["sd3-medium", "flux.1-dev"],
+)
+def test_a_released_config_is_rewritten_in_seconds(
+    make: Callable[[], nn.Module], recipe: str, structures: int, blocks: int
+) -> None:
+    with torch.device("meta"):
+        model = make().to(torch.bfloat16)
+    started = time.process_time()
+    sdtm_fx.rewrite(model, recipe)
+    assert time.process_time() - started < 10
+    rewriting = the_rewriting(model)
+    assert len(rewriting.cache.programs) == structures
+    assert len(rewriting.bindings) == blocks
+    assert sum(sum(branch.bytes().values()) for branch in rewriting.runtime.state.branches.values()) == 0
