@@ -70,11 +70,17 @@ def _works_per_token(work: BlockWork, user: fx.Node, unmerge: fx.Node) -> bool:
     """Whether a node computes each token of `unmerge` from that token and from values without a token axis."""
     if user.op == "call_module":
         module = work.block.get_submodule(str(user.target))
-        return isinstance(module, _ELEMENTWISE_MODULES) or type(module) is torch.nn.Linear
+        return isinstance(module, _ELEMENTWISE_MODULES) or _is_linear(module)
     known = (user.op == "call_function" and user.target in _ELEMENTWISE) or (
         user.op == "call_method" and user.target in _ELEMENTWISE_METHODS
     )
     return known and all(n is unmerge or _is_same_for_all_tokens(n) for n in user.all_input_nodes)
+
+
+def _is_linear(module: torch.nn.Module) -> bool:
+    """Whether a module is a linear layer, or an adapter around one: LoRA layers work on each token alone too."""
+    adapted = getattr(module, "get_base_layer", None)
+    return type(module if adapted is None else adapted()) is torch.nn.Linear
 
 
 def _joins_same_plan(user: fx.Node, unmerge: fx.Node) -> bool:

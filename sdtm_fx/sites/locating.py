@@ -98,7 +98,8 @@ def _outputs(node: fx.Node, spec: SiteSpec, where: str) -> tuple[fx.Node, tuple[
     items = {n.args[1]: n for n in node.users if n.target is operator.getitem}
     if spec.output not in items or len(items) != len(node.users):
         raise SiteError(
-            f"{where}: output {spec.output} is not taken by the block; it takes {sorted(map(str, items))}"
+            f"{where}: output {spec.output} is not taken by the block; "
+            f"it takes {', '.join(sorted(map(str, items))) or 'none'}"
         )
     exit_ = items.pop(spec.output)
     return exit_, tuple(n for n in items.values() if n.users)

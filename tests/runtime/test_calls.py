@@ -188,7 +188,7 @@ def test_a_second_evaluation_of_a_step_does_not_age(model: nn.Module) -> None:
 
 
 def test_dense_steps_and_new_generations_make_tokens_young(model: nn.Module) -> None:
-    keep = {"every_steps": 3}
+    keep = {"first_steps": 1, "every_steps": 3}
     with generation(model, rules(ratio={"start": 0.75}, keep_dense=keep)) as (clock, runtime):
         run(model, clock, 3)
         assert oldest(runtime) == [2] * BLOCKS
