@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
 from sdtm_fx.capture.proxy import value_of
@@ -81,11 +82,19 @@ class MacCounter(TorchFunctionMode):
     @contextlib.contextmanager
     def watching(self, modules: Mapping[str, torch.nn.Module]) -> Iterator[None]:
         """Count separately what runs inside some modules, while the block lasts."""
-        handles = []
-        for name, module in modules.items():
-            self.inside[name] = Macs()
-            handles.append(module.register_forward_pre_hook(lambda *_, name=name: self._open.append(name)))
-            handles.append(module.register_forward_hook(lambda *_: _drop(self._open)))
+        names = {id(module): name for name, module in modules.items()}
+        self.inside.update(dict.fromkeys(modules, Macs()))
+
+        def enter(module: torch.nn.Module, *_: Any) -> None:
+            if id(module) in names:
+                self._open.append(names[id(module)])
+
+        def leave(module: torch.nn.Module, *_: Any) -> None:
+            if id(module) in names:
+                self._open.pop()
+
+        # Hooks on the modules themselves are out of the way while a model is traced.
+        handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
         try:
             yield
         finally:
@@ -96,10 +105,6 @@ class MacCounter(TorchFunctionMode):
         self.macs = self.macs + macs
         for name in self._open:
             self.inside[name] = self.inside[name] + macs
-
-
-def _drop(names: list[str]) -> None:
-    names.pop()
 
 
 def _count(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Macs:

@@ -92,6 +92,12 @@ def test_sd3_medium_costs_what_the_paper_says() -> None:
     assert report.dense.total / 1e12 == pytest.approx(8.90, abs=0.01)
     assert report.structures == 2
     assert report.blocks == 24
+    # Attention: 4 D^2 for 4096 + 333 tokens and 2 L^2 D for SDPA; feed-forward: 8 D^2 for the image tokens.
+    width, image, text = 1536, 4096, 333
+    attention = 2 * (4 * width**2 * (image + text) + 2 * width * (image + text) ** 2)
+    before = {s.path: s.macs_before.total for s in report.sites if s.phase == 0}
+    assert before["transformer_blocks.3.attn"] == attention
+    assert before["transformer_blocks.3.ff"] == 2 * 8 * width**2 * image
 
 
 def test_sites_say_what_is_merged_and_why_not() -> None:
@@ -108,6 +114,7 @@ def test_sites_say_what_is_merged_and_why_not() -> None:
         assert (site.skipped is None) == merged
         assert site.tokens_before - site.tokens_after == (phase.removed if merged else 0)
         assert site.macs_after is not None
+        assert 0 < site.macs_after.total <= site.macs_before.total
         assert (site.macs_after.total < site.macs_before.total) == merged
     reasons = {s.skipped for s in report.sites}
     assert reasons == {None, "the step is dense", "not a site of stage detail"}
