@@ -52,16 +52,6 @@ def bench(
         device=torch.device(device),
         runs=runs,
     )
-    setup = BenchSetup(
-        ratio=ratio,
-        layers=layers or None,
-        height=height,
-        width=width,
-        batch=batch,
-        dtype=getattr(torch, dtype),
-        device=torch.device(device),
-        runs=runs,
-    )
     with Progress(transient=True) as progress:
         task = progress.add_task("pairs", total=runs * len(chosen.stages))
         timings = bench_stages(bench_model(model), chosen, setup, on_run=lambda: progress.advance(task))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import time
+import tracemalloc
 from collections.abc import Callable
 
 import pytest
@@ -48,3 +50,17 @@ def test_a_released_config_is_rewritten_in_seconds(
     assert len(rewriting.cache.programs) == structures
     assert len(rewriting.bindings) == blocks
     assert sum(sum(branch.bytes().values()) for branch in rewriting.runtime.state.branches.values()) == 0
+
+
+def test_a_rewrite_adds_under_one_percent_to_memory() -> None:
+    with torch.device("meta"):
+        model = sd3_medium().to(torch.bfloat16)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    tracemalloc.start()
+    try:
+        sdtm_fx.rewrite(model, "sd3-medium")
+        gc.collect()
+        added, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert added < 0.01 * weights
