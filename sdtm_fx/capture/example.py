@@ -53,6 +53,10 @@ def example_call(model: torch.nn.Module, recipe: Recipe, size: ExampleSize) -> d
             "call; add `inputs` to the recipe (name: [dimensions]) or pass `example=` to rewrite"
         )
     tensor = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+    # diffusers looks through casting hooks: this is what the model computes in, not what it stores.
+    dtype = getattr(model, "dtype", None)
+    if isinstance(dtype, torch.dtype) and dtype != tensor.dtype:
+        tensor = torch.empty(0, dtype=dtype, device=tensor.device)
     config: Mapping[str, Any] = getattr(model, "config", {})
     call: dict[str, Any] = {}
     for name, spec in recipe.inputs.items():
