@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 
 Word = TypeVar("Word", int, Tensor, int | Tensor)
@@ -48,11 +47,6 @@ def hash_words(counter: Tensor, salt: int | Tensor) -> Tensor:
 def hash_index(counter: Tensor, salt: int | Tensor, choices: int) -> Tensor:
     """Return a number in [0, choices) per counter, int64; `choices` is below 2**31."""
     return (hash_words(counter, salt) * choices) >> 32
-
-
-def hash_uniform(counter: Tensor, salt: int | Tensor) -> Tensor:
-    """Return a number in [0, 1) per counter, float32, a multiple of 2**-24."""
-    return (hash_words(counter, salt) >> 8).to(torch.float32) * 2.0**-24
 
 
 def _fold(value: Word) -> Word:

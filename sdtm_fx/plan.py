@@ -100,11 +100,6 @@ class MergePlan:
         self._check(y, self.kept, "unmerge")
         return take_rows(y, self.assign)
 
-    def pick(self, x: Tensor) -> Tensor:
-        """Return the row of each slot's representative token: [B, N, D] to [B, M, D]."""
-        self._check(x, self.tokens, "pick")
-        return take_rows(x, self.positions)
-
     def after_prefix(self, length: int) -> MergePlan:
         """Return this plan behind `length` leading tokens that stay as they are.
 

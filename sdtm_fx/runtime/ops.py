@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from sdtm_fx.errors import PlanError
+from sdtm_fx.hashing import combine
 from sdtm_fx.methods.base import TokenView
 from sdtm_fx.plan import MergePlan
 from sdtm_fx.runtime.call import BlockContext
@@ -91,7 +92,7 @@ def _view(ctx: BlockContext, metric: torch.Tensor, attention: torch.Tensor | Non
         if key not in call.state.ages:
             call.state.ages[key] = torch.zeros(metric.shape[:2], dtype=torch.int32, device=metric.device)
         ages = call.state.ages[key]
-    salt = 0 if call.salt is None else call.salt + ctx.group
+    salt = 0 if call.salt is None else combine(call.salt, ctx.group)
     return TokenView(metric, call.grid, ages, attention, salt)
 
 

@@ -13,6 +13,7 @@ from sdtm_fx.capture.arguments import Signature
 from sdtm_fx.capture.example import text_length
 from sdtm_fx.clock import Clock, Moment
 from sdtm_fx.cost.model import CostModel
+from sdtm_fx.hashing import combine
 from sdtm_fx.phase import Phase, Schedule
 from sdtm_fx.recipe.ratio import ThresholdRatio
 from sdtm_fx.recipe.schema import Recipe
@@ -126,7 +127,7 @@ class Runtime:
 
     def _note_time(self, moment: Moment) -> bool:
         starts = moment.generation != self._generation
-        if moment.generation != self._generation:
+        if starts:
             self._generation = moment.generation
             self.state.clear()
             self._steps_begun.clear()
@@ -188,7 +189,7 @@ class Runtime:
             forecast_weight=recipe.reuse.weight if recipe.reuse is not None else 1.0,
             threshold=ratio.threshold if isinstance(ratio, ThresholdRatio) else None,
             # Filled on the device: a copy from the host would make it wait.
-            salt=torch.full((), recipe.seed * 1_000_003 + step * 1_009, dtype=torch.int64, device=device),
+            salt=torch.full((), int(combine(recipe.seed, step)), dtype=torch.int64, device=device),
             prompt_bias=self._prompt_bias(moment, device),
         )
 

@@ -111,7 +111,6 @@ def test_a_plan_of_one_row_serves_any_batch() -> None:
             torch.testing.assert_close(one.merge(x)[row], one.merge(x[row : row + 1])[0])
         y = torch.randn(3, one.kept, 5)
         assert torch.equal(one.unmerge(y), y[:, one.assign[0]])
-        assert torch.equal(one.pick(x), x[:, one.positions[0]])
 
 
 def test_ages_grow_where_tokens_share_a_slot() -> None:
@@ -162,7 +161,7 @@ def test_features_may_be_strided_and_carry_gradients() -> None:
         ("merge", (2, 15, 3), r"merge: found .*\(2, 15, 3\).*\[2, 16, any width\]"),
         ("unmerge", (2, 16, 3), r"unmerge: found .*\(2, 16, 3\).*\[2, 7, any width\]"),
         ("merge", (3, 16, 3), r"\(3, 16, 3\).*\[2, 16"),
-        ("pick", (16, 3), r"pick: found .*\(16, 3\)"),
+        ("merge", (16, 3), r"merge: found .*\(16, 3\)"),
     ],
 )
 def test_other_shapes_are_errors(verb: str, shape: tuple[int, ...], accepted: str) -> None:
