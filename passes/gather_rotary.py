@@ -1,7 +1,11 @@
-"""Gather rotary: where attention is merged, its position tables keep the rows of the tokens that represent a slot."""
+"""Gather rotary: where attention is merged, its position tables keep the rows of the tokens that represent a slot.
+
+With ``passes.gather_rotary: false`` they keep as many rows as there are slots, from the top: for comparison.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import fx
@@ -34,7 +38,8 @@ def gather_rotary(work: BlockWork) -> int:
             )
         plan = next(iter(site.node.all_input_nodes[_merge_position(site.node)].all_input_nodes))
         with work.graph.inserting_before(site.node):
-            gathered = _map_tables(work.graph, _image_plan(plan), tables)
+            follow = ops.gather_rotary if work.recipe.passes.gather_rotary else ops.cut_rotary
+            gathered = _map_tables(work.graph, follow, _image_plan(plan), tables)
         if isinstance(slot, int):
             site.node.update_arg(slot, gathered)
         else:
@@ -51,12 +56,12 @@ def _image_plan(plan: fx.Node) -> fx.Node:
     return plan.all_input_nodes[0] if plan.target is ops.after_prefix else plan
 
 
-def _map_tables(graph: fx.Graph, plan: fx.Node, tables: Any) -> Any:
+def _map_tables(graph: fx.Graph, follow: Callable[..., Any], plan: fx.Node, tables: Any) -> Any:
     if isinstance(tables, fx.Node):
-        gathered = graph.call_function(ops.gather_rotary, (plan, tables))
+        gathered = graph.call_function(follow, (plan, tables))
         gathered.meta["val"] = tables.meta["val"]
         return gathered
-    return type(tables)(_map_tables(graph, plan, t) for t in tables)
+    return type(tables)(_map_tables(graph, follow, plan, t) for t in tables)
 
 
 GATHER_ROTARY = Pass("gather_rotary", exact=False, run=gather_rotary)

@@ -15,6 +15,8 @@ from sdtm_fx.recipe.schema import Recipe, Stage
 Cost = Callable[["int | None", int], float]
 """Cost of a step: stage index (None: dense) and tokens removed, to multiply-accumulates."""
 
+_ROUNDING = 1e-9  # a step that binary fractions miss by this much is still reached
+
 _QUADRATIC = (
     1 / 3
 )  # share of a dense step that is attention proper: 2.89 of 8.90 TMACs, SD3-medium at 1024 px
@@ -39,9 +41,20 @@ def stage_of_steps(stages: Sequence[Stage], steps: int) -> tuple[int, ...]:
 def dense_steps(recipe: Recipe, steps: int) -> frozenset[int]:
     """Return the steps that `keep_dense` leaves alone."""
     keep = recipe.keep_dense
-    every = range(0, steps, keep.every_steps) if keep.every_steps is not None else range(0)
+    every = spread_steps(keep.every_steps, steps) if keep.every_steps is not None else ()
     last = range(max(steps - keep.last_steps, 0), steps)
     return frozenset({*range(min(keep.first_steps, steps)), *last, *every})
+
+
+def spread_steps(every: float, steps: int) -> tuple[int, ...]:
+    """Return every so many of the steps, the first among them; a fraction is rounded down, step by step.
+
+    Args:
+        every: Distance of two such steps, more than 1.
+        steps: Number of denoising steps.
+    """
+    spread = (int(number * every + _ROUNDING) for number in range(steps))
+    return tuple(step for step in spread if step < steps)
 
 
 @dataclass

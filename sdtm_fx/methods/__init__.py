@@ -14,9 +14,11 @@ from sdtm_fx.methods.base import Method, OptionError, TokenView
 from sdtm_fx.methods.fidm import FIDM
 from sdtm_fx.methods.idm import IDM
 from sdtm_fx.methods.local_match import LocalMatch
+from sdtm_fx.methods.random import Random
 from sdtm_fx.methods.skip import Skip
 from sdtm_fx.methods.ssm import SSM
 from sdtm_fx.methods.tome import ToMe
+from sdtm_fx.methods.uniform import Uniform
 from sdtm_fx.plan import MergePlan
 
 __all__ = [
@@ -28,18 +30,31 @@ __all__ = [
     "LocalMatch",
     "Method",
     "OptionError",
+    "Random",
     "Skip",
     "ToMe",
     "TokenView",
+    "Uniform",
     "plan_merge",
 ]
 
 METHODS: Mapping[str, type[Method]] = MappingProxyType(
-    {"ssm": SSM, "idm": IDM, "fidm": FIDM, "local_match": LocalMatch, "tome": ToMe, "skip": Skip}
+    {
+        "ssm": SSM,
+        "idm": IDM,
+        "fidm": FIDM,
+        "local_match": LocalMatch,
+        "tome": ToMe,
+        "random": Random,
+        "uniform": Uniform,
+        "skip": Skip,
+    }
 )
 """The methods by the name that recipes use."""
 
-AnyMethod = Annotated[SSM | IDM | FIDM | LocalMatch | ToMe | Skip, Field(discriminator="name")]
+AnyMethod = Annotated[
+    SSM | IDM | FIDM | LocalMatch | ToMe | Random | Uniform | Skip, Field(discriminator="name")
+]
 """The type of a recipe's `method` key; `name` says which one it is."""
 
 

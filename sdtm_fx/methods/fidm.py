@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from sdtm_fx.methods.base import Method, TokenView, WindowSize, check_window
-from sdtm_fx.methods.matching import Target, best_match, choose_targets, plan_best, split_windows
+from sdtm_fx.methods.matching import AGED, Target, best_match, choose_targets, plan_best, split_windows
 from sdtm_fx.plan import MergePlan
 from sdtm_fx.windows import Windows
 
@@ -39,8 +39,8 @@ class FIDM(Method):
         return windows.count * (windows.size - 1)
 
     def wants(self) -> frozenset[str]:
-        """Return "ages" when the oldest token of a window absorbs."""
-        return self.needs if self.target == "oldest" else frozenset()
+        """Return "ages" when they decide which token of a window absorbs."""
+        return self.needs if self.target in AGED else frozenset()
 
     def _plan(self, view: TokenView, remove: int) -> MergePlan:
         windows = Windows(view.grid, self.window)

@@ -16,7 +16,7 @@ from sdtm_fx.methods.base import (
     check_window,
     relative_ages,
 )
-from sdtm_fx.methods.matching import Target, best_neighbour, choose_targets, plan_best, split_windows
+from sdtm_fx.methods.matching import AGED, Target, best_neighbour, choose_targets, plan_best, split_windows
 from sdtm_fx.plan import MergePlan
 from sdtm_fx.windows import Windows
 
@@ -57,8 +57,8 @@ class LocalMatch(Method):
         return windows.count * (windows.size - 1)
 
     def wants(self) -> frozenset[str]:
-        """Return "ages" when the oldest token of a window absorbs, or ages have a weight."""
-        return self.needs if self.target == "oldest" or self.age_weight else frozenset()
+        """Return "ages" when they decide which token of a window absorbs, or have a weight."""
+        return self.needs if self.target in AGED or self.age_weight else frozenset()
 
     def _plan(self, view: TokenView, remove: int) -> MergePlan:
         windows = Windows(view.grid, self.window)

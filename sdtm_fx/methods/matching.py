@@ -13,9 +13,12 @@ from sdtm_fx.plan import MergePlan, plan_from_parents, take_rows
 from sdtm_fx.similarity import inverse_norms, without_autocast
 from sdtm_fx.windows import Windows
 
-Target = Literal["oldest", "first", "random"]
-"""Which token of a window the others may join: of largest age (the first on ties, and when there are no
-ages), the top-left one, or one drawn by hash, the same for the whole batch."""
+Target = Literal["oldest", "youngest", "first", "random"]
+"""Which token of a window the others may join: of largest or smallest age (the first on ties, and when there
+are no ages), the top-left one, or one drawn by hash, the same for the whole batch."""
+
+AGED: frozenset[Target] = frozenset({"oldest", "youngest"})
+"""The targets that ages decide."""
 
 _TABLE_ELEMENTS = 1 << 24
 """Cosine tables are made in pieces of at most this many elements: 64 MiB in float32."""
@@ -26,6 +29,8 @@ def choose_targets(view: TokenView, windows: Windows, target: Target) -> Tensor:
     device = view.metric.device
     if target == "oldest" and view.ages is not None:
         return windows.split(view.ages).argmax(dim=2)
+    if target == "youngest" and view.ages is not None:
+        return windows.split(view.ages).argmin(dim=2)
     if target == "random":
         return hash_index(torch.arange(windows.count, device=device), view.salt, windows.size)[None]
     return torch.zeros(1, windows.count, dtype=torch.int64, device=device)

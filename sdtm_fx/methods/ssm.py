@@ -9,6 +9,7 @@ import torch
 from pydantic import StrictBool
 from torch import Tensor
 
+from sdtm_fx.hashing import hash_words
 from sdtm_fx.methods.base import (
     Method,
     TokenView,
@@ -18,7 +19,8 @@ from sdtm_fx.methods.base import (
     check_window,
     relative_ages,
 )
-from sdtm_fx.plan import MergePlan, plan_from_groups
+from sdtm_fx.methods.whole_windows import plan_windows
+from sdtm_fx.plan import MergePlan
 from sdtm_fx.similarity import window_mean, window_similarity
 from sdtm_fx.windows import Windows
 
@@ -34,6 +36,9 @@ class SSM(Method):
 
     Attributes:
         window: Height and width of a window, in tokens.
+        select: Which windows go first: the most alike ("similar"), as the paper has it, or for comparison
+            those drawn by hash ("random": P_sim is then a number from 0 to 1, the same for the whole batch)
+            or the least alike ("dissimilar": P_sim is then negated).
         age_weight: Weight of the age term (α_s of the paper).
         age_sign: -1 makes windows that were merged for long less likely to be merged again; +1 more
             likely, as the released code does.
@@ -44,6 +49,7 @@ class SSM(Method):
 
     name: Literal["ssm"] = "ssm"
     window: WindowSize = (2, 2)
+    select: Literal["similar", "random", "dissimilar"] = "similar"
     age_weight: Weight = 0.05
     age_sign: Literal[-1, 1] = -1
     include_diagonal: StrictBool = False
@@ -67,10 +73,18 @@ class SSM(Method):
     def score(self, view: TokenView) -> Tensor:
         """Return the merge score of every window, [B, windows] float32."""
         windows = Windows(view.grid, self.window)
-        score = window_similarity(view.metric, windows, include_diagonal=self.include_diagonal)
+        score = self._likeness(view, windows)
         if view.ages is None or self.age_weight == 0:
             return score
         return score + self.age_sign * self.age_weight * window_mean(relative_ages(view.ages), windows)
+
+    def _likeness(self, view: TokenView, windows: Windows) -> Tensor:
+        if self.select == "random":
+            words = hash_words(torch.arange(windows.count, device=view.metric.device), view.salt)
+            # 24 bits are what float32 holds exactly.
+            return ((words >> 8).float() / (1 << 24)).expand(view.metric.shape[0], -1)
+        alike = window_similarity(view.metric, windows, include_diagonal=self.include_diagonal)
+        return alike if self.select == "similar" else -alike
 
     def count_above(self, view: TokenView, threshold: float) -> Tensor:
         """Return how many tokens go when every window with a score of `threshold` or more is merged.
@@ -84,14 +98,6 @@ class SSM(Method):
         return (self.score(view) >= threshold).sum(dim=1) * self.quantum()
 
     def _plan(self, view: TokenView, remove: int) -> MergePlan:
-        windows = Windows(view.grid, self.window)
-        score, device = self.score(view), view.metric.device
-        merged = remove // self.quantum()
         # A stable sort gives equal scores to the window that comes first; topk does not promise that.
-        ranked = torch.argsort(score, dim=1, descending=True, stable=True)
-        chosen, rest = ranked[:, :merged].sort(dim=1).values, ranked[:, merged:].sort(dim=1).values
-        leftovers = windows.leftovers(device).expand(score.shape[0], -1)
-        place = torch.arange(windows.size, device=device)
-        alone, groups = (windows.token_at(part[..., None], place).flatten(1) for part in (rest, chosen))
-        order = torch.cat([alone, leftovers, groups], dim=1)
-        return plan_from_groups(order, order.shape[1] - merged * windows.size, windows.size)
+        ranked = torch.argsort(self.score(view), dim=1, descending=True, stable=True)
+        return plan_windows(ranked, Windows(view.grid, self.window), remove // self.quantum())

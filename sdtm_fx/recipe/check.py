@@ -125,12 +125,13 @@ def _check_reach(
         yield misfit(
             path, f"a ratio of up to {peak(ratio):g}", f"{reach} (give the stage its own ratio or window)"
         )
-    if isinstance(ratio, ThresholdRatio) and not isinstance(method, SSM):
-        yield misfit(
-            path,
-            f"a threshold for method {method.name}",
-            "a threshold only for methods that score windows: ssm",
-        )
+    if isinstance(ratio, ThresholdRatio):
+        accepted = "a threshold only for methods that score windows: ssm"
+        if not isinstance(method, SSM):
+            yield misfit(path, f"a threshold for method {method.name}", accepted)
+        elif method.select != "similar":
+            found = f"a threshold for windows that are selected as {method.select!r}"
+            yield misfit(path, found, f"{accepted} with select 'similar'")
 
 
 def _check_reuse(recipe: Recipe) -> Iterator[Problem]:

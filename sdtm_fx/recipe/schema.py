@@ -66,8 +66,9 @@ class KeepDense(Part):
     """Number of leading steps."""
     last_steps: Count = 1
     """Number of trailing steps."""
-    every_steps: Annotated[int, Field(ge=2)] | None = None
-    """Every so many steps one is dense, counted from the first; it refreshes what `reuse` needs."""
+    every_steps: Annotated[int, Field(ge=2)] | Annotated[float, Field(gt=1)] | None = None
+    """Every so many steps one is dense, counted from the first; it refreshes what `reuse` needs. A fraction
+    spreads dense steps evenly: with 1.5, every third step is not dense."""
     layers: tuple[int | Text, ...] = ()
     """Blocks that are never merged: indices (negative: from the end) or globs over block paths."""
 
@@ -112,6 +113,9 @@ class PassSwitches(Part):
     """Move elementwise work in front of the unmerge."""
     split_projection: bool = True
     """Split a projection of joined branches (FLUX single blocks), so that one branch can stay merged."""
+    gather_rotary: bool = True
+    """Let rotary tables follow the tokens. Without it they are cut to length, which puts most merged tokens
+    in a wrong place: what a merge that does not know of positions would do, for comparison."""
 
 
 class Recipe(Part):

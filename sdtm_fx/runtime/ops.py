@@ -146,6 +146,11 @@ def gather_rotary(plan: MergePlan, table: torch.Tensor) -> torch.Tensor:
     return table.index_select(0, plan.after_prefix(prefix).positions[0])
 
 
+def cut_rotary(plan: MergePlan, table: torch.Tensor) -> torch.Tensor:
+    """[T + N, D] to [T + M, D]: the leading rows, whatever tokens the slots hold (``passes.gather_rotary: false``)."""
+    return table[: table.shape[0] - plan.removed]
+
+
 def linear_part(
     linear: torch.nn.Linear, tokens: torch.Tensor, before: Sequence[torch.Tensor], with_bias: bool
 ) -> torch.Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from sdtm_fx.methods import FIDM, IDM, SSM, LocalMatch, TokenView, ToMe
+from sdtm_fx.methods.matching import choose_targets
 from sdtm_fx.similarity import window_similarity
 from sdtm_fx.windows import Windows
 
@@ -189,3 +190,12 @@ def test_idm_ages_protect_or_pursue_tokens() -> None:
     assert IDM(age_sign=1).plan(view, 1).merged_mask[0, 6]
     assert 6 not in IDM(age_sign=1).plan(view, 1).positions[0]
     assert 6 in IDM(age_sign=-1).plan(view, 15).positions[0]
+
+
+def test_the_target_may_be_the_youngest_token() -> None:
+    ages, windows = torch.tensor([[2, 1, 0, 3, 4, 4, 1, 0]], dtype=torch.int32), Windows((2, 4), (2, 2))
+    view = TokenView(tokens(10, 8, batch=1), (2, 4), ages=ages)  # windows 2 1 4 4 and 0 3 1 0
+    assert choose_targets(view, windows, "oldest").tolist() == [[2, 1]]
+    assert choose_targets(view, windows, "youngest").tolist() == [[1, 0]]
+    fresh = TokenView(view.metric, (2, 4))
+    assert choose_targets(fresh, windows, "youngest").tolist() == [[0, 0]]

@@ -12,12 +12,16 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from sdtm_fx.attention_score import received_attention
-from sdtm_fx.methods import FIDM, IDM, SSM, LocalMatch, Method, TokenView, ToMe
+from sdtm_fx.methods import FIDM, IDM, SSM, LocalMatch, Method, Random, TokenView, ToMe, Uniform
 
 GRID, REMOVE = (7, 9), 24
 METHODS: list[Method] = [
     SSM(),
+    SSM(select="random"),
     FIDM(),
+    FIDM(target="youngest"),
+    Random(),
+    Uniform(),
     ToMe(),
     LocalMatch(),
     IDM(),

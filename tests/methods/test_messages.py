@@ -17,9 +17,11 @@ from sdtm_fx.methods import (
     AnyMethod,
     LocalMatch,
     OptionError,
+    Random,
     Skip,
     TokenView,
     ToMe,
+    Uniform,
     plan_merge,
 )
 
@@ -50,6 +52,8 @@ METHOD: TypeAdapter[Any] = TypeAdapter(AnyMethod)
             lambda: IDM().plan(TokenView(X, (5, 7), attention=torch.zeros(2, 3)), 3),
             r"attention of shape \(2, 3\)",
         ),
+        (lambda: Random().plan(VIEW, 35), r"random on a 5x7 grid: found 35 .*0 to 34 in multiples of 1"),
+        (lambda: Uniform().plan(VIEW, 7), r"uniform .*found 7 .*0 to 18 in multiples of 3 .*: 6\)"),
         (lambda: Skip().plan(VIEW, 35), r"skip: .*has no plan"),
         (lambda: plan_merge("smm", X, grid=(5, 7), remove=3), r"'smm'; accepted ssm, .*did you mean 'ssm'"),
         (lambda: plan_merge("ssm", X, grid=(5, 7), remove=3, windw=(2, 2)), r"ssm\.windw: Unexpected"),
@@ -66,6 +70,7 @@ def test_plans_that_cannot_be_made(call: Any, message: str) -> None:
     ("make", "message"),
     [
         (lambda: SSM(window=(1, 1)), r"ssm: found window \(1, 1\); accepted .*two tokens"),
+        (lambda: Uniform(window=(1, 1)), r"uniform: found window \(1, 1\); accepted .*two tokens"),
         (lambda: FIDM(window=(0, 2)), r"fidm: found window \(0, 2\)"),
         (lambda: SSM(age_sign=0), r"ssm: found age_sign 0; accepted 1 .*or -1"),  # type: ignore[arg-type]
         (lambda: LocalMatch(radius=-1), r"local_match: found radius -1; accepted 0 or more"),
@@ -86,6 +91,10 @@ def test_options_that_cannot_be(make: Any, message: str) -> None:
         ({"name": "tome", "random": False}, ToMe(random=False)),
         ({"name": "local_match", "radius": 2, "age_weight": 1}, LocalMatch(radius=2, age_weight=1.0)),
         ({"name": "fidm", "target": "random"}, FIDM(target="random")),
+        ({"name": "fidm", "target": "youngest"}, FIDM(target="youngest")),
+        ({"name": "ssm", "select": "dissimilar"}, SSM(select="dissimilar")),
+        ({"name": "random"}, Random()),
+        ({"name": "uniform", "window": [4, 4]}, Uniform(window=(4, 4))),
         ({"name": "skip"}, Skip()),
     ],
 )
@@ -103,6 +112,8 @@ def test_recipes_write_options_as_mappings(written: dict[str, object], method: o
         ({"name": "ssm", "age_weight": "0.1"}, ("ssm", "age_weight")),
         ({"name": "ssm", "age_weight": float("nan")}, ("ssm", "age_weight")),
         ({"name": "ssm", "age_wieght": 0.1}, ("ssm", "age_wieght")),
+        ({"name": "ssm", "select": "randon"}, ("ssm", "select")),
+        ({"name": "random", "window": [2, 2]}, ("random", "window")),
         ({"name": "tome", "random": 1}, ("tome", "random")),
         ({"name": "idm", "probe_queries": 0}, ("idm", "probe_queries")),
         ({"name": "idm", "radius": 1}, ("idm",)),

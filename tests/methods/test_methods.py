@@ -10,15 +10,33 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sdtm_fx.methods import FIDM, IDM, METHODS, SSM, LocalMatch, Method, TokenView, ToMe, plan_merge
+from sdtm_fx.methods import (
+    FIDM,
+    IDM,
+    METHODS,
+    SSM,
+    LocalMatch,
+    Method,
+    Random,
+    TokenView,
+    ToMe,
+    Uniform,
+    plan_merge,
+)
 from sdtm_fx.plan import MergePlan
 from sdtm_fx.windows import Windows
 
 MERGING: list[Method] = [
     SSM(),
     SSM(window=(1, 3), include_diagonal=True, age_sign=1),
+    SSM(select="random", age_weight=0.0),
+    SSM(select="dissimilar"),
     FIDM(),
     FIDM(window=(2, 3), target="random"),
+    FIDM(target="youngest"),
+    Random(),
+    Uniform(),
+    Uniform(window=(1, 3)),
     ToMe(),
     ToMe(random=False),
     LocalMatch(),
@@ -138,7 +156,9 @@ def test_low_precision_chooses_the_same_tokens(method: Method, dtype: torch.dtyp
         assert same_slots(method.plan(full, remove), method.plan(view, remove))
 
 
-@pytest.mark.parametrize("method", [m for m in MERGING if isinstance(m, SSM | FIDM | LocalMatch)], ids=repr)
+@pytest.mark.parametrize(
+    "method", [m for m in MERGING if isinstance(m, SSM | FIDM | LocalMatch | Uniform)], ids=repr
+)
 def test_leftover_tokens_stay_as_they_are(method: Method) -> None:
     view = make_view(6, (7, 10))
     left = Windows(view.grid, method.window).leftovers(torch.device("cpu"))  # type: ignore[attr-defined]

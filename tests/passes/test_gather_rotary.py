@@ -61,6 +61,21 @@ def test_a_slot_takes_the_position_of_its_representative() -> None:
         close(out, stream + gate * plan.unmerge(block.attn(plan.merge(normed), rotary=rows)))
 
 
+def test_tables_can_be_cut_for_comparison() -> None:
+    block, r = RotaryBlock(), rules(passes={"gather_rotary": False})
+    worked = work_on(block, (X, T, C, tables()), r, passes=SITES)
+    assert worked.applied["gather_rotary"] == 1
+    assert (worked.count(ops.cut_rotary), worked.count(ops.gather_rotary)) == (2, 0)
+    planned: dict[int, Any] = {}
+    out = worked.run(X, T, C, tables(), call=Calls(r).make(remove=9), planned=planned)
+    plan = planned[0].after_prefix(T.shape[1])
+    rows = tuple(t[: plan.kept] for t in tables())
+    with torch.no_grad():
+        stream = torch.cat([T, X], dim=1)
+        normed, gate = block.norm(stream, C)
+        close(out, stream + gate * plan.unmerge(block.attn(plan.merge(normed), rotary=rows)))
+
+
 def test_a_site_that_names_no_tables_is_left_alone() -> None:
     worked = work_on(RotaryBlock(), (X, T, C, tables()), recipe([ROTARY | {"rotary": None}]), passes=SITES)
     assert worked.applied["gather_rotary"] == 0

@@ -99,7 +99,12 @@ RATIO = "{curve: cosine, start: 0.7, end: 0.3}"
         (
             "every_steps: 3",
             "every_steps: 1",
-            ":16: keep_dense.every_steps: found 1; accepted an integer from 2 or null",
+            ":16: keep_dense.every_steps: found 1; accepted an integer from 2 or a number above 1 or null",
+        ),
+        (
+            "every_steps: 3",
+            "every_steps: 1.0",
+            ":16: keep_dense.every_steps: found 1.0; accepted an integer from 2 or a number above 1 or null",
         ),
         ("weight: 0.1", "weight: 2", ":17: reuse.weight: found 2; accepted a number from 0 to 1"),
         ("round_to: 16", "round_to: 0", ":18: plan.round_to: found 0; accepted an integer from 1"),
@@ -212,6 +217,12 @@ def test_fields(error_of: ErrorOf, old: str, new: str, message: str) -> None:
             "{curve: constant, start: 0.8}",
             "{threshold: 0.9, start: 0.8}",
             ":14: stages[1].ratio: found a threshold for method idm; accepted",
+        ),
+        (
+            "{name: idm}, ratio: {curve: constant, start: 0.8}",
+            "{name: ssm, select: random}, ratio: {threshold: 0.9, start: 0.7}",
+            ":14: stages[1].ratio: found a threshold for windows that are selected as 'random'; accepted a "
+            "threshold only for methods that score windows: ssm with select 'similar'",
         ),
         (
             "{name: idm}",

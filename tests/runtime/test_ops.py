@@ -331,6 +331,13 @@ def test_text_rows_of_a_table_stay() -> None:
     assert torch.equal(gathered[5:], table[5:][made.positions[0]])
 
 
+def test_a_table_may_be_cut_instead() -> None:
+    made = SSM().plan(TokenView(X[:1], GRID), 12)
+    table = tables(5 + TOKENS)[0]
+    assert torch.equal(ops.cut_rotary(made, table), table[: 5 + TOKENS - 12])
+    assert not torch.equal(ops.cut_rotary(made, table), ops.gather_rotary(made, table))
+
+
 def test_parts_of_a_linear_layer_add_up() -> None:
     linear, parts = nn.Linear(3 + 5 + WIDTH, 4), [torch.randn(2, 6, w) for w in (3, 5, WIDTH)]
     total = sum(ops.linear_part(linear, p, parts[:i], i == 0) for i, p in enumerate(parts))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from sdtm_fx.errors import ScheduleError
 from sdtm_fx.schedule import Phase, Schedule, build_schedule
+from sdtm_fx.step_counts import spread_steps
 from tests.schedule.recipes import MATCH, SKIP, SSM, cosine, make, stage
 
 GRIDS = {1024: (32, 32), 4096: (64, 64), 4080: (51, 80), 9216: (96, 96)}
@@ -102,6 +104,35 @@ def test_keep_dense() -> None:
     schedule = build_schedule(make(keep_dense=keep), steps=20, grid=(64, 64))
     dense = [t for t in range(20) if stages(schedule)[t] is None]
     assert dense == [0, 1, 5, 10, 15, 17, 18, 19]
+
+
+@pytest.mark.parametrize(
+    ("every", "dense"),
+    [
+        (2, [0, 2, 4, 6, 8, 10]),
+        (2.0, [0, 2, 4, 6, 8, 10]),
+        (2.5, [0, 2, 5, 7, 10]),
+        (1.5, [0, 1, 3, 4, 6, 7, 9, 10]),
+        (4 / 3, [0, 1, 2, 4, 5, 6, 8, 9, 10]),
+        (1.1, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11]),
+        (30.5, [0]),
+    ],
+)
+def test_dense_steps_may_lie_a_fraction_apart(every: float, dense: list[int]) -> None:
+    keep = {"first_steps": 0, "last_steps": 0, "every_steps": every}
+    schedule = build_schedule(make(keep_dense=keep), steps=12, grid=(64, 64))
+    assert [t for t in range(12) if stages(schedule)[t] is None] == dense
+
+
+@settings(deadline=None)
+@given(st.floats(1.001, 40), st.integers(1, 60))
+def test_a_fraction_spreads_dense_steps_evenly(every: float, steps: int) -> None:
+    dense = spread_steps(every, steps)
+    assert dense[0] == 0
+    gaps = {b - a for a, b in itertools.pairwise(dense)}
+    assert gaps <= {math.floor(every), math.ceil(every)}
+    assert abs(len(dense) - steps / every) <= 1
+    assert max(dense) < steps
 
 
 def test_nothing_dense() -> None:
