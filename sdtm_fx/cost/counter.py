@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -62,12 +63,15 @@ class MacCounter(TorchFunctionMode):
     Attributes:
         macs: All that was counted.
         inside: What was counted during calls of the modules given to `watching`, by their name.
+        rows: MACs of linear layers by the length of the sequence that they ran on, 0 for what has none (a
+            modulation, [B, C]); for all (None) and by name.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.macs = Macs()
         self.inside: dict[str, Macs] = {}
+        self.rows: dict[str | None, Counter[int]] = defaultdict(Counter)
         self._open: list[str] = []
 
     def __torch_function__(
@@ -76,7 +80,12 @@ class MacCounter(TorchFunctionMode):
         """Run a function and count it."""
         result = func(*args, **(kwargs or {}))
         # Under a tracer, what is counted is the values that proxies carry.
-        self._add(_count(func, value_of(args), value_of(dict(kwargs or {})), value_of(result)))
+        value = value_of(result)
+        macs = _count(func, value_of(args), value_of(dict(kwargs or {})), value)
+        self._add(macs)
+        if macs.linear:
+            for name in (None, *self._open):
+                self.rows[name][value.shape[-2] if value.ndim > 2 else 0] += int(macs.linear)
         return result
 
     @contextlib.contextmanager

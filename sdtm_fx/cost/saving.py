@@ -2,11 +2,14 @@
 
 Removing R of N image tokens saves linear work in proportion to R, and attention over a sequence of L = N + T tokens
 (T text tokens) in proportion to L^2 - (L - R)^2. The factors are counted once per block structure, by running its
-graphs on fake tensors for two values of R; sizes enter afterwards.
+graphs on fake tensors for two values of R; sizes enter afterwards. A skipped site may leave out its text tokens too:
+how much of its linear work runs on text, the lengths of the sequences tell.
 """
 
 from __future__ import annotations
 
+import functools
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -31,17 +34,25 @@ class Saving:
         attention: MACs per sample and pair of tokens that attention no longer compares.
         text_share: Part of the text that stands in the attended sequence; between 0 and 1 where a block has
             attention with and without text.
+        text_linear: MACs of linear layers per text token and sample that are saved however many image tokens
+            remain, where a skipped site computes no text either.
+        skips_text: Whether attention among the text tokens is saved as well.
+        fixed: MACs of linear layers per sample that are saved whatever the size: modulations of what is skipped.
     """
 
     linear: float
     attention: float
     text_share: float
+    text_linear: float = 0.0
+    skips_text: bool = False
+    fixed: float = 0.0
 
     def at(self, tokens: int, text: int, remove: int) -> Macs:
         """MACs saved per sample by removing `remove` of `tokens` image tokens beside `text` text tokens."""
         sequence = tokens + self.text_share * text
-        pairs = sequence**2 - (sequence - remove) ** 2
-        return Macs(self.linear * remove, self.linear * remove + self.attention * pairs)
+        left = 0.0 if self.skips_text else sequence - remove
+        linear = self.linear * remove + self.text_linear * text + self.fixed
+        return Macs(linear, linear + self.attention * (sequence**2 - left**2))
 
 
 @dataclass(frozen=True)
@@ -119,15 +130,27 @@ def measure_block(
     trial = _Trial(recipe, stage, program, block, leaves, grid)
     method, plans = recipe.stages[stage].method, 1 if "batch" in recipe.plan.share else batch
     with torch.no_grad(), sequence.fake_mode:
-        dense, inside = trial.run(0)
-        merged = {remove: trial.run(remove) for remove in trial.counts()}
+        unmerged = trial.run(0)
+        dense, inside = unmerged.macs, unmerged.inside
+        counters = {remove: trial.run(remove) for remove in trial.counts()}
+    if method.name == "skip":
+        (skipped,) = counters.values()
+        left_out = functools.partial(_skipped, unmerged, skipped, batch, tokens, text)
+        return BlockCost(
+            left_out(None),
+            {name: left_out(name) for name in inside},
+            width,
+            dense * (1 / batch),
+            (tokens, text),
+        )
+    merged = {remove: (counter.macs, counter.inside) for remove, counter in counters.items()}
     planning = {remove: plan_macs(method, grid, text, width, remove) * plans for remove in merged}
     whole = {remove: dense - macs + planning[remove] for remove, (macs, _) in merged.items()}
     sites = {
         name: {remove: inside[name] - within[name] for remove, (_, within) in merged.items()}
         for name in inside
         # An instrumented attention runs as a graph, not as a module call, and cannot be told apart.
-        if method.name == "skip" or all(within[name].total for _, within in merged.values())
+        if all(within[name].total for _, within in merged.values())
     }
     return BlockCost(
         saving=_fit(whole, batch, tokens, text),
@@ -139,7 +162,7 @@ def measure_block(
 
 
 def _fit(saved: dict[int, Macs], batch: int, tokens: int, text: int) -> Saving:
-    """Solve ``attention(R) = a (2 L R - R^2)`` for a and L from two counts; one count is all of it, ``a L^2``."""
+    """Solve ``attention(R) = a (2 L R - R^2)`` for a and L from two counts; of one count, L is all tokens."""
     (few, less), (many, more) = min(saved.items()), max(saved.items())
     linear = more.linear / batch / many
     if not more.attention:
@@ -150,6 +173,26 @@ def _fit(saved: dict[int, Macs], batch: int, tokens: int, text: int) -> Saving:
     attention = (less.attention / few - more.attention / many) / (many - few)
     sequence = (more.attention / many / attention + many) / 2
     return Saving(linear, attention / batch, (sequence - tokens) / text if text else 0.0)
+
+
+def _skipped(
+    dense: MacCounter, skipped: MacCounter, batch: int, tokens: int, text: int, name: str | None
+) -> Saving:
+    """What leaving sites out saves in the block (None) or at one site, from one count of each."""
+    before, after = (c.macs if name is None else c.inside[name] for c in (dense, skipped))
+    saved, rows = before - after, Counter(dense.rows[name])
+    rows.subtract(skipped.rows[name])
+    # A layer on both streams in one sequence counts for each by its tokens.
+    on_text = rows[text] + rows[tokens + text] * text / (tokens + text) if text not in (0, tokens) else 0.0
+    text_linear = on_text / text / batch if on_text else 0.0
+    fixed = rows[0] / batch
+    linear = (saved.linear / batch - text_linear * text - fixed) / tokens
+    if not saved.attention:
+        return Saving(linear, 0.0, 0.0, text_linear, fixed=fixed)
+    names = dense.inside if name is None else (name,)
+    skips_text = any(dense.inside[n].attention and not skipped.inside[n].attention for n in names)
+    pairs = (tokens + text) ** 2 - (0 if skips_text else text**2)
+    return Saving(linear, saved.attention / batch / pairs, 1.0, text_linear, skips_text, fixed)
 
 
 @dataclass(frozen=True)
@@ -171,7 +214,7 @@ class _Trial:
         units = method.capacity(self.grid) // method.quantum()
         return tuple(sorted({max(1, units // 3) * method.quantum(), max(1, units) * method.quantum()}))
 
-    def run(self, remove: int) -> tuple[Macs, dict[str, Macs]]:
+    def run(self, remove: int) -> MacCounter:
         """Count one run, and what runs inside each site's module; `remove` 0 is the dense block."""
         state = BranchState()
         variant = Variant(stage=self.stage)
@@ -182,7 +225,7 @@ class _Trial:
         modules = {place.local: self.block.get_submodule(place.local) for place in self.program.places}
         with MacCounter() as counter, counter.watching(modules):
             self._call(variant if remove else None, remove, state)
-        return counter.macs, counter.inside
+        return counter
 
     def _call(self, variant: Variant | None, remove: int, state: BranchState) -> None:
         if variant is None:

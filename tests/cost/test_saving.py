@@ -23,6 +23,10 @@ from tests.passes.test_real_blocks import MODELS, shipped
 from tests.passes.working import Calls
 from tests.zoo import ZOO
 
+FAMILIES = MODELS | {
+    "sd3-medium-forecast": MODELS["sd3-medium"],
+    "flux.1-dev-forecast": MODELS["flux.1-dev"],
+}
 MEASURED = (2, (4, 6), 5)
 OTHERS = [(1, (8, 6), 5), (3, (4, 4), 9), (2, (12, 12), 30)]
 
@@ -30,7 +34,7 @@ OTHERS = [(1, (8, 6), 5), (3, (4, 4), 9), (2, (12, 12), 30)]
 def leaves_at(
     name: str, model: nn.Module, path: str, size: tuple[int, tuple[int, int], int]
 ) -> tuple[Key, list[Any]]:
-    family = ZOO[MODELS[name][0]]
+    family = ZOO[FAMILIES[name][0]]
     outer = capture_outer(model, [path], lambda: family.inputs(*size))
     (call,) = outer.calls
     return call.key, call.leaves
@@ -38,7 +42,7 @@ def leaves_at(
 
 @functools.cache
 def measured(name: str, path: str, stage: int) -> tuple[nn.Module, Recipe, Program, BlockCost]:
-    model, rules = MODELS[name][1](), shipped(name)
+    model, rules = FAMILIES[name][1](), shipped(name)
     index = {spec.id: i for i, spec in enumerate(rules.sites)}
     places = tuple(
         SitePlace(index[m.spec.id], m.local, m.path)
@@ -101,6 +105,28 @@ def test_the_closed_form_is_the_direct_count(
         _, counted = direct(name, path, stage, size, remove)
         assert saved.linear == pytest.approx(counted.linear, rel=1e-9)
         assert saved.total == pytest.approx(counted.total, rel=1e-6)
+
+
+@pytest.mark.parametrize("size", OTHERS, ids=str)
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("sd3-medium-forecast", "transformer_blocks.0"),
+        ("sd3-medium-forecast", "transformer_blocks.2"),
+        ("flux.1-dev-forecast", "transformer_blocks.0"),
+        ("flux.1-dev-forecast", "single_transformer_blocks.0"),
+    ],
+)
+def test_skipped_sites_save_what_they_spend_on_text_too(
+    name: str, path: str, size: tuple[int, tuple[int, int], int]
+) -> None:
+    cost = measured(name, path, 0)[3]
+    tokens = size[1][0] * size[1][1]
+    saved = cost.saving.at(tokens, size[2], tokens) * size[0]
+    dense, counted = direct(name, path, 0, size, tokens)
+    assert saved.linear == pytest.approx(counted.linear, rel=1e-9)
+    assert saved.total == pytest.approx(counted.total, rel=1e-6)
+    assert 0 < saved.total <= dense.total
 
 
 @pytest.mark.parametrize(("name", "path", "stage"), CASES)
