@@ -11,6 +11,9 @@ from sdtm_fx.errors import ScheduleError as ScheduleError
 from sdtm_fx.errors import SdtmFxError as SdtmFxError
 from sdtm_fx.errors import SiteError as SiteError
 from sdtm_fx.explaining.explain import explain as explain
+from sdtm_fx.explaining.plan_record import PlanRecord as PlanRecord
+from sdtm_fx.explaining.plan_record import SiteRecord as SiteRecord
+from sdtm_fx.explaining.record_plans import record_plans as record_plans
 from sdtm_fx.explaining.report import Explanation as Explanation
 from sdtm_fx.methods import plan_merge as plan_merge
 from sdtm_fx.plan import MergePlan as MergePlan

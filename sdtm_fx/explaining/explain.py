@@ -10,10 +10,10 @@ from rich.console import Console
 from sdtm_fx.capture.blocks import capture_outer
 from sdtm_fx.capture.example import ExampleSize, example_call
 from sdtm_fx.cost.counter import MacCounter, Macs
-from sdtm_fx.errors import RewriteError
 from sdtm_fx.explaining.render import render
 from sdtm_fx.explaining.report import Explanation, PhaseReport, SiteReport
 from sdtm_fx.phase import Phase, Schedule
+from sdtm_fx.rewrite import rewritten_models
 from sdtm_fx.rewriting.rewriting import Rewriting, rewriting_of
 from sdtm_fx.runtime.call import Variant
 
@@ -44,7 +44,7 @@ def explain(
         RewriteError: Nothing is rewritten there, or the recipe has no `inputs` to make a call from.
         ScheduleError: The recipe cannot be scheduled at this size.
     """
-    model = _model_of(target)
+    model = rewritten_models(target)[0]
     rewriting = rewriting_of(model)
     assert rewriting is not None
     last = rewriting.runtime.last
@@ -57,15 +57,6 @@ def explain(
     if not quiet:
         Console().print(render(explanation))
     return explanation
-
-
-def _model_of(target: Any) -> torch.nn.Module:
-    components = getattr(target, "components", {})
-    candidates = [target] if isinstance(target, torch.nn.Module) else list(components.values())
-    for model in candidates:
-        if isinstance(model, torch.nn.Module) and rewriting_of(model) is not None:
-            return model
-    raise RewriteError(f"{type(target).__name__} is not rewritten; call sdtm_fx.rewrite(it, recipe) first")
 
 
 def _native_grid(model: torch.nn.Module) -> tuple[int, int]:

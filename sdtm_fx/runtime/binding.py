@@ -61,6 +61,8 @@ class BlockBinding:
         if function is None:
             return self._own(block, args, kwargs)
         context = BlockContext(call, self.index, self.runtime.planned)
+        for watch in self.runtime.watchers:
+            watch(context, variant)
         try:
             return function(block, context, *leaves)
         except GuardFailed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,13 +18,16 @@ from sdtm_fx.phase import Phase, Schedule
 from sdtm_fx.recipe.ratio import ThresholdRatio
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewriting.programs import dense_variant
-from sdtm_fx.runtime.call import Call, Variant
+from sdtm_fx.runtime.call import BlockContext, Call, Variant
 from sdtm_fx.runtime.grid import GridReader
 from sdtm_fx.runtime.refreshes import Suffices, add_refreshes, next_stage
 from sdtm_fx.runtime.state import BranchState, RunState
 from sdtm_fx.schedule import build_schedule
 
 _TIMESTEPS = ("timestep", "timesteps", "t")
+
+Watcher = Callable[[BlockContext, Variant], None]
+"""Told which graph a rewritten block is about to run."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ class Runtime:
         refreshes: Whether the features stored for one stage are all that another reads.
         state: What lives across steps.
         call: The model call in progress, None outside of one.
+        planned: Plans made in this call, by group.
+        watchers: Told what each rewritten block runs; empty unless someone records.
     """
 
     recipe: Recipe
@@ -67,6 +72,7 @@ class Runtime:
     call: Call | None = None
     planned: dict[int, object] = field(default_factory=dict)
     manual_halves: int | None = None
+    watchers: list[Watcher] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.grid = GridReader(self.recipe.tokens.grid)
@@ -77,6 +83,7 @@ class Runtime:
         self._steps_begun: set[tuple[Hashable, int]] = set()
         self.context_name: str | None = None
         self.last: CallSize | None = None
+        self.moment: Moment | None = None
 
     def schedule(self, steps: int, grid: tuple[int, int], text: int) -> Schedule:
         """The schedule of a generation, made once per number of steps, grid and text length."""
@@ -111,6 +118,7 @@ class Runtime:
         branch = (self.context_name or self._calls_in_evaluation, batch, grid)
         self._calls_in_evaluation += 1
         state = self.state.branch(branch)
+        self.moment = moment
         self.last = CallSize(moment.count, grid, batch, text_length(self.recipe, arguments))
         self.call = self._make_call(moment, self.last, branch, state, halves, tensor.device)
         self.planned = {}
