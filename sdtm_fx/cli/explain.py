@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
     from sdtm_fx.recipe import Recipe
 
-_TOY = "toy-sd3"
+_TOYS = ("toy-sd3", "toy-flux")
 
 
 def explain(
     recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe, or a path that ends in .yaml.")],
     model: Annotated[
         str | None,
-        typer.Option(help="A published shape, or toy-sd3; by default as the recipe is named."),
+        typer.Option(help="A published shape, toy-sd3 or toy-flux; by default as the recipe is named."),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="config.json of a diffusers model, in place of a published shape.")
@@ -66,7 +66,7 @@ def _shape_for(recipe: str) -> str:
     from sdtm_fx.bench.configs import MODELS
     from sdtm_fx.errors import RewriteError
 
-    known = (*MODELS, _TOY)
+    known = (*MODELS, *_TOYS)
     base = recipe.rpartition("/")[2]
     best = max(known, key=lambda name: _shared(name, base))
     if _shared(best, base) < 3:
@@ -87,13 +87,14 @@ def _on_meta(name: str) -> nn.Module:
 
     from sdtm_fx.bench.configs import MODELS
     from sdtm_fx.errors import RewriteError, nearest
-    from sdtm_fx.toy.model import build_transformer
+    from sdtm_fx.toy.flux import build_flux
+    from sdtm_fx.toy.sd3 import build_sd3
 
-    known = (*MODELS, _TOY)
+    known = (*MODELS, *_TOYS)
     if name not in known:
         raise RewriteError(f"no shape {name!r}{nearest(name, known)}; accepted: {', '.join(known)}")
-    if name == _TOY:
-        return build_transformer()
+    if name in _TOYS:
+        return build_sd3() if name == "toy-sd3" else build_flux()
     with torch.device("meta"):
         return MODELS[name].build(**MODELS[name].config)
 
@@ -123,4 +124,4 @@ def _from_config(path: Path) -> nn.Module:
 
 def _fit(recipe: Recipe, name: str | None) -> Recipe:
     """Lift the counts of the recipe where the shape is not the one it was written for."""
-    return recipe.override({"sites.*.expect": None}) if name == _TOY else recipe
+    return recipe.override({"sites.*.expect": None}) if name in _TOYS else recipe

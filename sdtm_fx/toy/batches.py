@@ -14,11 +14,17 @@ from sdtm_fx.toy.scenes import Scene, render, sample_scene
 CAPTION_DROPOUT = 0.1
 """Fraction of captions that become the empty one, for classifier-free guidance."""
 
+SHIFT = 3.0
+"""Shift of the training times at 32 x 32 px: the toy decides colours and places at high noise."""
+
+UNIFORM_TIMES = 0.25
+"""Fraction of the times that are uniform."""
+
 SHORT_CAPTIONS = 0.15
 """Fraction of captions that leave out some of what they could say."""
 
-_LOW = ((32, 32),) * 6 + ((24, 40), (40, 24), (24, 24), (28, 36))
-_HIGH = ((64, 64),) * 6 + ((48, 64), (64, 48), (32, 32), (40, 56))
+_LOW = ((32, 32),) * 5 + ((24, 40), (40, 24), (28, 36), (36, 28), (24, 24))
+_HIGH = ((64, 64),) * 6 + ((48, 64), (64, 48), (48, 48), (32, 32))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,15 +64,22 @@ def make_batch(seed: int, step: int, *, high: bool, pixels: int = 32 * 32 * 32) 
     drawn = [sample_scene(rng.getrandbits(48)) for _ in range(count)]
     generator = torch.Generator().manual_seed(rng.getrandbits(48))
     images = torch.stack([render(scene, height, width) for scene in drawn])
-    # Logit-normal times (Esser et al. 2024, section 3.1), nearer to noise at larger grids (section 5.3.2).
-    times = torch.sigmoid(0.2 + 1.2 * torch.randn(count, generator=generator))
-    shift = (height * width / 1024) ** 0.5
     return Batch(
         images=images,
         captions=[_caption(scene, rng) for scene in drawn],
         noise=torch.randn(images.shape, generator=generator),
-        sigmas=shift * times / (1 + (shift - 1) * times),
+        sigmas=_draw_sigmas(count, height * width, generator),
     )
+
+
+def _draw_sigmas(count: int, pixels: int, generator: torch.Generator) -> Tensor:
+    # Logit-normal times (Esser et al. 2024, section 3.1), nearer to noise at larger grids (section 5.3.2);
+    # a share of uniform ones, or the last steps, where fine detail is drawn, would hardly be trained.
+    times = torch.sigmoid(0.2 + 1.2 * torch.randn(count, generator=generator))
+    shift = SHIFT * (pixels / 1024) ** 0.5
+    shifted = shift * times / (1 + (shift - 1) * times)
+    uniform = torch.rand(count, generator=generator)
+    return torch.where(torch.rand(count, generator=generator) < UNIFORM_TIMES, uniform, shifted)
 
 
 def _caption(scene: Scene, rng: random.Random) -> str:

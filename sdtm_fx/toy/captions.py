@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -130,7 +131,10 @@ class EncodedCaptions(NamedTuple):
 
 
 class CaptionEncoder(ModelMixin, ConfigMixin):
-    """Word and place embeddings, one self-attention layer, and a mean for the pooled row.
+    """Word and place embeddings, one self-attention layer, and a pooled row that also knows the image size.
+
+    Tokens lie one unit apart at every size, so "at the upper left" means other positions in other images:
+    the model is told the size, as SDXL is (Podell et al. 2023, section 2.2).
 
     Args:
         vocabulary_size: Rows of the word embedding.
@@ -147,9 +151,9 @@ class CaptionEncoder(ModelMixin, ConfigMixin):
         self,
         vocabulary_size: int = len(VOCABULARY),
         max_words: int = MAX_WORDS,
-        width: int = 64,
-        pooled_width: int = 64,
-        num_heads: int = 2,
+        width: int = 128,
+        pooled_width: int = 128,
+        num_heads: int = 4,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
@@ -159,15 +163,20 @@ class CaptionEncoder(ModelMixin, ConfigMixin):
         self.to_qkv = nn.Linear(width, 3 * width)
         self.to_out = nn.Linear(width, width)
         self.norm_ff = nn.LayerNorm(width)
-        self.ff = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.ff = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
         self.norm_out = nn.LayerNorm(width)
-        self.to_pooled = nn.Linear(width, pooled_width)
+        self.to_pooled = nn.Linear(max_words * width, pooled_width)
+        self.size = nn.Sequential(
+            nn.Linear(4, pooled_width), nn.SiLU(), nn.Linear(pooled_width, pooled_width)
+        )
 
-    def forward(self, input_ids: Tensor) -> EncodedCaptions:
+    def forward(self, input_ids: Tensor, height: int, width: int) -> EncodedCaptions:
         """Encode word ids.
 
         Args:
             input_ids: [B, L] int64, from `tokenize`.
+            height: Pixels of the image.
+            width: Pixels of the image.
         """
         hidden = self.words(input_ids) + self.places
         query, key, value = self.to_qkv(self.norm_in(hidden)).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
@@ -177,16 +186,20 @@ class CaptionEncoder(ModelMixin, ConfigMixin):
         hidden = hidden + self.to_out(mixed.transpose(1, 2).flatten(2))
         hidden = hidden + self.ff(self.norm_ff(hidden))
         hidden = self.norm_out(hidden)
-        return EncodedCaptions(hidden, self.to_pooled(hidden.mean(dim=1)))
+        size = hidden.new_tensor([height / 64, width / 64, math.log(height / 64), math.log(width / 64)])
+        return EncodedCaptions(hidden, self.to_pooled(hidden.flatten(1)) + self.size(size))
 
-    def encode(self, captions: Sequence[str]) -> EncodedCaptions:
+    def encode(self, captions: Sequence[str], height: int, width: int) -> EncodedCaptions:
         """Tokenize and encode captions on the encoder's device.
 
         Args:
             captions: B captions.
+            height: Pixels of the image.
+            width: Pixels of the image.
 
         Raises:
             SdtmFxError: As `tokenize`.
         """
-        encoded: EncodedCaptions = self(tokenize(captions).to(self.words.weight.device))
+        ids = tokenize(captions).to(self.words.weight.device)
+        encoded: EncodedCaptions = self(ids, height, width)
         return encoded

@@ -1,4 +1,4 @@
-"""The toy as a diffusers pipeline: it behaves like `StableDiffusion3Pipeline`, in pixel space."""
+"""The toys as diffusers pipelines: they behave like SD3's and FLUX's, in pixel space."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+from diffusers import (
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+)
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
@@ -16,7 +21,9 @@ from torch import Tensor
 
 from sdtm_fx.errors import SdtmFxError, nearest
 from sdtm_fx.toy.captions import CaptionEncoder
-from sdtm_fx.toy.model import check_size
+from sdtm_fx.toy.flux import flux_velocity
+from sdtm_fx.toy.model import IMAGE_CHANNELS, check_size
+from sdtm_fx.toy.sd3 import sd3_velocity
 
 OUTPUT_TYPES = ("pil", "pt", "np", "latent")
 """PIL images; [B, 3, H, W] in [0, 1]; [B, H, W, 3] in [0, 1]; [B, 3, H, W] as denoised, not clamped."""
@@ -24,30 +31,29 @@ OUTPUT_TYPES = ("pil", "pt", "np", "latent")
 DEFAULT_SIZE = 64
 """Height and width in pixels when none is given: 32 x 32 tokens."""
 
-StepEnd = Callable[["ToySD3Pipeline", int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
+StepEnd = Callable[["ToyPipeline", int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
 
 
-class ToySD3Pipeline(DiffusionPipeline):
-    """Text to image with the toy transformer.
+class ToyPipeline(DiffusionPipeline):
+    """Text to image with a toy transformer; each toy's class says how its transformer is called.
 
     Args:
-        transformer: From `sdtm_fx.toy.model.build_transformer`, trained.
+        transformer: The trained model.
         text_encoder: The caption encoder that was trained with it.
         scheduler: Any flow-matching scheduler of diffusers.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer"
+    default_guidance_scale = 1.0
+    """Guidance of a call that names none."""
     _callback_tensor_inputs = ("latents", "prompt_embeds", "pooled_prompt_embeds")
 
-    transformer: SD3Transformer2DModel
+    transformer: Any
     text_encoder: CaptionEncoder
     scheduler: FlowMatchEulerDiscreteScheduler
 
     def __init__(
-        self,
-        transformer: SD3Transformer2DModel,
-        text_encoder: CaptionEncoder,
-        scheduler: FlowMatchEulerDiscreteScheduler,
+        self, transformer: Any, text_encoder: CaptionEncoder, scheduler: FlowMatchEulerDiscreteScheduler
     ) -> None:
         super().__init__()
         self.register_modules(transformer=transformer, text_encoder=text_encoder, scheduler=scheduler)
@@ -55,6 +61,17 @@ class ToySD3Pipeline(DiffusionPipeline):
         self._guidance_scale = 1.0
         self._num_timesteps = 0
         self._interrupt = False
+
+    def predict_velocity(self, noisy: Tensor, timestep: Tensor, words: Tensor, pooled: Tensor) -> Tensor:
+        """Call the transformer: noise - image, [B, 3, H, W].
+
+        Args:
+            noisy: [B, 3, H, W].
+            timestep: [B] in [0, 1000].
+            words: [B, L, D], one row per word.
+            pooled: [B, P], one row per caption.
+        """
+        raise NotImplementedError
 
     @property
     def guidance_scale(self) -> float:
@@ -76,20 +93,24 @@ class ToySD3Pipeline(DiffusionPipeline):
         """Set `pipe._interrupt = True` in a callback to stop after the current step."""
         return self._interrupt
 
-    def encode_prompt(self, prompt: Sequence[str], negative_prompt: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def encode_prompt(
+        self, prompt: Sequence[str], negative_prompt: Sequence[str], height: int, width: int
+    ) -> tuple[Tensor, Tensor]:
         """Encode captions, the negative ones first where guidance is on.
 
         Args:
             prompt: B captions.
             negative_prompt: B captions; not read without guidance.
+            height: Pixels of the images.
+            width: Pixels of the images.
 
         Returns:
             Rows per word [B or 2B, L, D] and per caption [B or 2B, P].
         """
         dtype = self.transformer.dtype
-        words, pooled = self.text_encoder.encode(prompt)
+        words, pooled = self.text_encoder.encode(prompt, height, width)
         if self.do_classifier_free_guidance:
-            negative_words, negative_pooled = self.text_encoder.encode(negative_prompt)
+            negative_words, negative_pooled = self.text_encoder.encode(negative_prompt, height, width)
             words, pooled = torch.cat([negative_words, words]), torch.cat([negative_pooled, pooled])
         return words.to(dtype), pooled.to(dtype)
 
@@ -128,7 +149,7 @@ class ToySD3Pipeline(DiffusionPipeline):
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int = 28,
-        guidance_scale: float = 3.0,
+        guidance_scale: float | None = None,
         negative_prompt: str | list[str] | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
@@ -144,7 +165,8 @@ class ToySD3Pipeline(DiffusionPipeline):
             height: Pixels, even; 64 where not given.
             width: Pixels, even; 64 where not given.
             num_inference_steps: Denoising steps, at least 1.
-            guidance_scale: Above 1, both halves run as one batch, negative first, as in diffusers.
+            guidance_scale: Above 1, both halves run as one batch, negative first, as in diffusers;
+                `default_guidance_scale` of the class where not given.
             negative_prompt: What to steer away from; the empty caption where not given.
             generator: One for the batch, or one per image.
             latents: [B, 3, height, width] noise to start from.
@@ -161,9 +183,10 @@ class ToySD3Pipeline(DiffusionPipeline):
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         negatives = _negatives(negative_prompt, len(prompts))
         self._check(height, width, num_inference_steps, output_type, callback_on_step_end_tensor_inputs)
-        self._guidance_scale, self._interrupt = guidance_scale, False
-        prompt_embeds, pooled_prompt_embeds = self.encode_prompt(prompts, negatives)
-        shape = (len(prompts), int(self.transformer.config.in_channels), height, width)
+        self._interrupt = False
+        self._guidance_scale = self.default_guidance_scale if guidance_scale is None else guidance_scale
+        prompt_embeds, pooled_prompt_embeds = self.encode_prompt(prompts, negatives, height, width)
+        shape = (len(prompts), IMAGE_CHANNELS, height, width)
         tensors = {
             "latents": self.prepare_latents(shape, generator, latents),
             "prompt_embeds": prompt_embeds,
@@ -193,13 +216,12 @@ class ToySD3Pipeline(DiffusionPipeline):
         """Take one step: one transformer call for both halves, guidance, and the scheduler."""
         guided = self.do_classifier_free_guidance
         latent_model_input = torch.cat([latents] * 2) if guided else latents
-        velocity: Tensor = self.transformer(
-            hidden_states=latent_model_input,
-            timestep=timestep.expand(latent_model_input.shape[0]),
-            encoder_hidden_states=prompt_embeds,
-            pooled_projections=pooled_prompt_embeds,
-            return_dict=False,
-        )[0]
+        velocity = self.predict_velocity(
+            latent_model_input,
+            timestep.expand(latent_model_input.shape[0]),
+            prompt_embeds,
+            pooled_prompt_embeds,
+        )
         if guided:
             negative, positive = velocity.chunk(2)
             velocity = negative + self.guidance_scale * (positive - negative)
@@ -223,6 +245,27 @@ class ToySD3Pipeline(DiffusionPipeline):
                     f"toy: unknown callback tensor {name!r}{nearest(name, self._callback_tensor_inputs)}; "
                     f"accepted: {', '.join(self._callback_tensor_inputs)}"
                 )
+
+
+class ToySD3Pipeline(ToyPipeline):
+    """The toy of SD3 blocks, with classifier-free guidance."""
+
+    default_guidance_scale = 3.0
+    transformer: SD3Transformer2DModel
+
+    def predict_velocity(self, noisy: Tensor, timestep: Tensor, words: Tensor, pooled: Tensor) -> Tensor:
+        """Call the transformer; see `ToyPipeline.predict_velocity`."""
+        return sd3_velocity(self.transformer, noisy, timestep, words, pooled)
+
+
+class ToyFluxPipeline(ToyPipeline):
+    """The toy of FLUX blocks, without guidance unless a call asks for it."""
+
+    transformer: FluxTransformer2DModel
+
+    def predict_velocity(self, noisy: Tensor, timestep: Tensor, words: Tensor, pooled: Tensor) -> Tensor:
+        """Call the transformer; see `ToyPipeline.predict_velocity`."""
+        return flux_velocity(self.transformer, noisy, timestep, words, pooled)
 
 
 def _negatives(negative_prompt: str | list[str] | None, count: int) -> list[str]:

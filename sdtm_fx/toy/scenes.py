@@ -270,7 +270,7 @@ def _background(scene: Scene, height: int, width: int, rng: random.Random) -> Te
     noise = torch.zeros(height, width)
     # A few plane waves of random direction: smooth, endless, and independent of the resolution.
     for _ in range(6):
-        angle, phase, frequency = rng.uniform(0, math.pi), rng.uniform(0, 2 * math.pi), rng.uniform(1.5, 4.5)
+        angle, phase, frequency = rng.uniform(0, math.pi), rng.uniform(0, 2 * math.pi), rng.uniform(0.8, 2.2)
         direction = math.cos(angle) * x + math.sin(angle) * y
         noise = noise + torch.sin(2 * math.pi * frequency * direction + phase)
     return torch.lerp(first, last, torch.sigmoid(noise))

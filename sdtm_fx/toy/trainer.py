@@ -5,17 +5,24 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sdtm_fx.errors import SdtmFxError
+from sdtm_fx.errors import SdtmFxError, nearest
 from sdtm_fx.toy.batches import make_batch
 from sdtm_fx.toy.captions import CaptionEncoder
-from sdtm_fx.toy.model import TEXT_WIDTH, build_transformer
+from sdtm_fx.toy.flux import build_flux, flux_velocity
+from sdtm_fx.toy.model import TEXT_WIDTH
 from sdtm_fx.toy.muon import Muon
+from sdtm_fx.toy.sd3 import build_sd3, sd3_velocity
+
+_BUILDERS: dict[str, tuple[Callable[[int], nn.Module], Callable[..., Tensor]]] = {
+    "sd3": (build_sd3, sd3_velocity),
+    "flux": (build_flux, flux_velocity),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +30,7 @@ class TrainConfig:
     """What decides a run.
 
     Attributes:
+        model: "sd3" or "flux".
         steps: Steps in all.
         high_steps: Steps at the end that are drawn around 64 x 64 px instead of 32 x 32 px.
         seed: Seed of weights and data.
@@ -31,19 +39,22 @@ class TrainConfig:
         warmup: Steps of linear warm-up.
         decay: Fraction of the steps, at the end, over which the rate falls to zero along a cosine.
         ema: Decay of the weight average.
-        pixels: Pixels per batch.
+        pixels: Pixels per batch of the steps around 32 x 32 px.
+        high_pixels: Pixels per batch of the steps around 64 x 64 px.
         bfloat16: Compute in bfloat16 under autocast; weights and optimiser stay float32.
     """
 
-    steps: int = 2700
-    high_steps: int = 500
+    model: str = "sd3"
+    steps: int = 6700
+    high_steps: int = 1700
     seed: int = 0
     matrix_lr: float = 4e-3
     other_lr: float = 2e-3
     warmup: int = 50
-    decay: float = 0.4
+    decay: float = 0.35
     ema: float = 0.995
-    pixels: int = 32 * 32 * 32
+    pixels: int = 16 * 32 * 32
+    high_pixels: int = 6 * 64 * 64
     bfloat16: bool = True
 
 
@@ -51,12 +62,20 @@ class Toy(nn.Module):
     """Transformer and caption encoder, trained together.
 
     Args:
+        model: "sd3" or "flux".
         seed: Seed of the initial weights; the global generator is left untouched.
+
+    Raises:
+        SdtmFxError: If there is no such model.
     """
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, model: str = "sd3", seed: int = 0) -> None:
         super().__init__()
-        self.transformer = build_transformer(seed)
+        if model not in _BUILDERS:
+            accepted = ", ".join(_BUILDERS)
+            raise SdtmFxError(f"toy: no model {model!r}{nearest(model, _BUILDERS)}; accepted: {accepted}")
+        build, self._velocity = _BUILDERS[model]
+        self.transformer = build(seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.text_encoder = CaptionEncoder(width=TEXT_WIDTH, pooled_width=TEXT_WIDTH)
@@ -69,15 +88,9 @@ class Toy(nn.Module):
             sigmas: [B] in [0, 1].
             captions: B captions.
         """
-        encoded = self.text_encoder.encode(captions)
-        velocity: Tensor = self.transformer(
-            hidden_states=noisy,
-            timestep=sigmas * 1000,
-            encoder_hidden_states=encoded.encoder_hidden_states,
-            pooled_projections=encoded.pooled,
-            return_dict=False,
-        )[0]
-        return velocity
+        height, width = noisy.shape[-2:]
+        words, pooled = self.text_encoder.encode(captions, height, width)
+        return self._velocity(self.transformer, noisy, sigmas * 1000, words, pooled)
 
 
 def rate(step: int, config: TrainConfig) -> float:
@@ -105,7 +118,7 @@ class Trainer:
         self.step = 0
         self.losses: list[float] = []
         self.seconds = 0.0
-        self.toy = Toy(config.seed)
+        self.toy = Toy(config.model, config.seed)
         self.average = {name: param.detach().clone() for name, param in self.toy.named_parameters()}
         matrices: list[nn.Parameter] = []
         others: list[nn.Parameter] = []
@@ -126,7 +139,8 @@ class Trainer:
         """
         began, config = time.perf_counter(), self.config
         high = self.step >= config.steps - config.high_steps
-        batch = make_batch(config.seed, self.step, high=high, pixels=config.pixels)
+        pixels = config.high_pixels if high else config.pixels
+        batch = make_batch(config.seed, self.step, high=high, pixels=pixels)
         sigmas = batch.sigmas[:, None, None, None]
         noisy = torch.lerp(batch.images, batch.noise, sigmas)
         with torch.autocast("cpu", torch.bfloat16, enabled=config.bfloat16):
@@ -189,6 +203,6 @@ class Trainer:
 
     def averaged(self) -> Toy:
         """Return a toy that holds the averaged weights."""
-        toy = Toy(self.config.seed)
+        toy = Toy(self.config.model, self.config.seed)
         toy.load_state_dict(self.average, strict=False)
         return toy.eval()

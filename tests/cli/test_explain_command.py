@@ -36,6 +36,9 @@ def test_it_prints_tables_for_the_toy() -> None:
     out, _ = run("toy-sd3", "--height", "16", "--width", "16")
     assert out.startswith("shape: toy-sd3")
     assert "recipe toy-sd3: 6 blocks" in out
+    out, _ = run("toy-flux", "--height", "16", "--width", "16")
+    assert out.startswith("shape: toy-flux")
+    assert "recipe toy-flux: 6 blocks" in out
     assert "Merged sites" in out
 
 

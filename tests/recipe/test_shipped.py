@@ -31,6 +31,7 @@ def test_the_list() -> None:
         "sd3.5-large",
         "sd3.5-large-turbo",
         "sd3.5-medium",
+        "toy-flux",
         "toy-sd3",
     }
     assert list(NAMES) == sorted(NAMES)

@@ -67,7 +67,7 @@ def test_wrong_captions_say_what_is_accepted() -> None:
 
 def test_the_encoder_gives_rows_per_word_and_per_caption() -> None:
     encoder = CaptionEncoder(width=16, pooled_width=24)
-    words, pooled = encoder.encode(["a red circle", ""])
+    words, pooled = encoder.encode(["a red circle", ""], 32, 32)
     assert words.shape == (2, MAX_WORDS, 16)
     assert pooled.shape == (2, 24)
     assert not torch.allclose(pooled[0], pooled[1])
@@ -75,8 +75,16 @@ def test_the_encoder_gives_rows_per_word_and_per_caption() -> None:
 
 def test_the_order_of_words_matters() -> None:
     encoder = CaptionEncoder(width=16, pooled_width=16)
-    _, pooled = encoder.encode(["a blue-to-green gradient", "a green-to-blue gradient"])
+    _, pooled = encoder.encode(["a blue-to-green gradient", "a green-to-blue gradient"], 32, 32)
     assert not torch.allclose(pooled[0], pooled[1], atol=1e-4)
+
+
+def test_the_pooled_row_knows_the_size_and_the_words_do_not() -> None:
+    encoder = CaptionEncoder(width=16, pooled_width=16)
+    words, pooled = encoder.encode(["a red star"], 32, 64)
+    other_words, other_pooled = encoder.encode(["a red star"], 64, 32)
+    assert torch.equal(words, other_words)
+    assert not torch.allclose(pooled, other_pooled, atol=1e-4)
 
 
 def test_the_encoder_saves_and_loads(tmp_path: Path) -> None:
@@ -85,4 +93,7 @@ def test_the_encoder_saves_and_loads(tmp_path: Path) -> None:
     again = CaptionEncoder.from_pretrained(tmp_path)
     assert again.config.pooled_width == 8
     assert again.config.num_heads == 4
-    assert torch.equal(encoder.encode(["a red star"]).pooled, again.encode(["a red star"]).pooled)
+    expected = encoder.encode(["a red star"], 32, 48)
+    assert torch.allclose(expected.pooled, again.encode(["a red star"], 32, 48).pooled, atol=1e-6)
+    for name, value in encoder.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name

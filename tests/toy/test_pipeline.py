@@ -11,8 +11,9 @@ from PIL import Image
 
 from sdtm_fx.errors import SdtmFxError
 from sdtm_fx.toy.captions import CaptionEncoder
-from sdtm_fx.toy.model import TEXT_WIDTH, build_transformer
+from sdtm_fx.toy.model import TEXT_WIDTH
 from sdtm_fx.toy.pipeline import ToySD3Pipeline
+from sdtm_fx.toy.sd3 import build_sd3
 
 PROMPT = "a large plain red circle at the centre on a plain blue background"
 
@@ -20,7 +21,7 @@ PROMPT = "a large plain red circle at the centre on a plain blue background"
 @pytest.fixture(scope="module")
 def pipe() -> ToySD3Pipeline:
     """A small untrained pipeline whose every weight does something."""
-    transformer = build_transformer(seed=1, num_layers=2, num_heads=2, head_dim=16).eval()
+    transformer = build_sd3(seed=1, num_layers=2, num_heads=2, head_dim=16).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for param in transformer.parameters():
@@ -91,8 +92,8 @@ def test_guidance_runs_one_batch_with_the_negative_half_first(pipe: ToySD3Pipeli
     )
     draw(pipe, ["a red circle", "a blue star"], negative_prompt="a green cross", guidance_scale=3.0)
     hook.remove()
-    negative = pipe.text_encoder.encode(["a green cross"]).encoder_hidden_states
-    positive = pipe.text_encoder.encode(["a red circle", "a blue star"]).encoder_hidden_states
+    negative = pipe.text_encoder.encode(["a green cross"], 8, 12).encoder_hidden_states
+    positive = pipe.text_encoder.encode(["a red circle", "a blue star"], 8, 12).encoder_hidden_states
     assert len(calls) == 3
     assert pipe.do_classifier_free_guidance
     assert pipe.num_timesteps == 3

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -9,14 +10,14 @@ import torch
 
 from sdtm_fx.errors import SdtmFxError
 from sdtm_fx.toy.batches import make_batch
-from sdtm_fx.toy.export import main as export
-from sdtm_fx.toy.model import build_transformer
+from sdtm_fx.toy.export import pipeline_from_checkpoint
 from sdtm_fx.toy.muon import Muon, orthogonalise
-from sdtm_fx.toy.pipeline import ToySD3Pipeline
-from sdtm_fx.toy.train import main, train
+from sdtm_fx.toy.pipeline import ToyFluxPipeline, ToySD3Pipeline
+from sdtm_fx.toy.sd3 import build_sd3
+from sdtm_fx.toy.train import train
 from sdtm_fx.toy.trainer import TrainConfig, Trainer, rate
 
-TINY = TrainConfig(steps=4, high_steps=1, warmup=1, pixels=32 * 32, bfloat16=False)
+TINY = TrainConfig(steps=4, high_steps=1, warmup=1, pixels=32 * 32, high_pixels=64 * 64, bfloat16=False)
 
 
 def test_batches_are_a_function_of_seed_and_step() -> None:
@@ -46,7 +47,8 @@ def test_batches_cover_sizes_empty_captions_and_times() -> None:
     sigmas = torch.cat([batch.sigmas for batch in low])
     assert sigmas.min() > 0
     assert sigmas.max() < 1
-    assert torch.cat([batch.sigmas for batch in high]).mean() > sigmas.mean() + 0.05
+    assert torch.cat([batch.sigmas for batch in high]).mean() > sigmas.mean() + 0.03
+    assert (sigmas < 0.3).float().mean() > 0.04, "fine detail is drawn at low noise"
 
 
 def test_the_rate_warms_up_holds_and_falls_to_zero() -> None:
@@ -83,7 +85,7 @@ def test_muon_descends() -> None:
 
 def test_the_initial_weights_depend_on_the_seed_alone() -> None:
     small = {"num_layers": 1, "num_heads": 1, "head_dim": 16}
-    first, again, other = (build_transformer(seed, **small) for seed in (0, 0, 1))
+    first, again, other = (build_sd3(seed, **small) for seed in (0, 0, 1))
     assert torch.equal(first.context_embedder.weight, again.context_embedder.weight)
     assert not torch.equal(first.context_embedder.weight, other.context_embedder.weight)
     assert not first.proj_out.weight.any()
@@ -117,9 +119,14 @@ def test_the_loss_curve_is_written(run: tuple[Path, Trainer]) -> None:
     assert curve["seconds"] > 0
 
 
+def export(run: Path, out: Path, shift: float = 2.0) -> None:
+    pipeline = pipeline_from_checkpoint(run / "checkpoint.pt", shift=shift)
+    pipeline.to(dtype=torch.float16).save_pretrained(out)
+
+
 def test_a_run_exports_to_a_float16_pipeline(run: tuple[Path, Trainer], tmp_path: Path) -> None:
     folder, trainer = run
-    export(["--run", str(folder), "--out", str(tmp_path), "--shift", "1.5"])
+    export(folder, tmp_path, shift=1.5)
     pipe = ToySD3Pipeline.from_pretrained(tmp_path, low_cpu_mem_usage=False)
     assert pipe.scheduler.config.shift == 1.5
     expected = trainer.average["transformer.proj_out.weight"].half().float()
@@ -127,27 +134,29 @@ def test_a_run_exports_to_a_float16_pipeline(run: tuple[Path, Trainer], tmp_path
     assert str(tmp_path) not in (tmp_path / "transformer/config.json").read_text()
 
 
+def test_a_run_of_the_flux_toy_exports_its_own_pipeline(tmp_path: Path) -> None:
+    config = dataclasses.replace(TINY, model="flux", steps=2, high_pixels=32 * 32)
+    trainer = train(config, tmp_path / "run")
+    assert trainer.losses[0] > 0.5
+    export(tmp_path / "run", tmp_path / "pipeline")
+    pipe = ToyFluxPipeline.from_pretrained(tmp_path / "pipeline", low_cpu_mem_usage=False)
+    expected = trainer.average["transformer.proj_out.weight"].half().float()
+    assert torch.equal(pipe.transformer.proj_out.weight, expected)
+
+
+def test_an_unknown_model_is_named() -> None:
+    with pytest.raises(SdtmFxError, match=r"no model 'flx' \(did you mean 'flux'\?\); accepted: sd3, flux"):
+        Trainer(dataclasses.replace(TINY, model="flx"))
+
+
 def test_runs_are_not_mixed_up(run: tuple[Path, Trainer], tmp_path: Path) -> None:
     folder, _ = run
     with pytest.raises(SdtmFxError, match="holds a run already; pass --resume"):
-        main(["--out", str(folder)])
+        train(TINY, folder)
     with pytest.raises(SdtmFxError, match="nothing to resume"):
         train(TINY, tmp_path, resume=True)
-    with pytest.raises(SdtmFxError, match=r"of another run: steps 4 \(now 5\), high_steps 1 \(now 500\)"):
-        main(
-            [
-                "--out",
-                str(folder),
-                "--resume",
-                "--steps",
-                "5",
-                "--warmup",
-                "1",
-                "--pixels",
-                "1024",
-                "--float32",
-            ]
-        )
+    with pytest.raises(SdtmFxError, match=r"of another run: steps 4 \(now 5\), high_steps 1 \(now 1700\)"):
+        train(dataclasses.replace(TINY, steps=5, high_steps=1700), folder, resume=True)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run() -> None:

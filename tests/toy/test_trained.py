@@ -102,7 +102,7 @@ def test_equal_seeds_draw_equal_images(toy: ToySD3Pipeline) -> None:
 
 def test_the_weights_are_small_half_precision_and_complete() -> None:
     files = [path for path in (WEIGHTS / "sd3").rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 8_000_000
+    assert sum(path.stat().st_size for path in files) < 9_000_000
     assert load_toy().transformer.dtype == torch.float32
     half = load_toy("sd3", dtype=torch.bfloat16)
     assert half.transformer.dtype == torch.bfloat16

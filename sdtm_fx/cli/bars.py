@@ -1,0 +1,54 @@
+"""Progress bars of the toy commands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+_RECENT = 50
+
+
+@contextmanager
+def counting_bar(name: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar that counts; what it yields moves it on.
+
+    Args:
+        name: What is counted.
+        total: Of it.
+    """
+    with _progress() as progress:
+        task = progress.add_task(name, total=total)
+        yield lambda count: progress.advance(task, count)
+
+
+@contextmanager
+def training_bar(total: int) -> Iterator[Callable[[Any], None]]:
+    """A bar with the mean loss of the last steps; what it yields takes the trainer, before and after each step.
+
+    Args:
+        total: Training steps.
+    """
+    with _progress() as progress:
+        task = progress.add_task("training", total=total)
+
+        def on_step(trainer: Any) -> None:
+            recent = trainer.losses[-_RECENT:]
+            name = f"loss {sum(recent) / len(recent):.4f}" if recent else "training"
+            progress.update(task, completed=trainer.step, description=name)
+
+        yield on_step
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn())
