@@ -1,19 +1,24 @@
-"""`sdtm-fx demo`: dense and rewritten images side by side."""
+"""`sdtm-fx demo`: dense and rewritten images side by side, on a page."""
 
 from __future__ import annotations
 
 import functools
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+if TYPE_CHECKING:
+    from sdtm_fx.demo.compare import Comparison
+
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the images and report.json.")] = Path("demo_output"),
+    out: Annotated[Path, typer.Option(help="Folder for index.html, the images and report.json.")] = Path(
+        "demo_output"
+    ),
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 20,
     pixels: Annotated[int, typer.Option(min=16, max=96, help="Side of the toy's images; even.")] = 48,
     prompts: Annotated[int, typer.Option(min=1, max=4, help="Number of captions that the toy draws.")] = 4,
@@ -26,6 +31,7 @@ def demo(
 
     from sdtm_fx.demo import tasks
     from sdtm_fx.demo.compare import compare
+    from sdtm_fx.demo.page import render_page
     from sdtm_fx.demo.report import as_dict, environment, render
     from sdtm_fx.demo.sheet import draw_sheet
     from sdtm_fx.explaining.render import render as render_explanation
@@ -35,13 +41,13 @@ def demo(
     out.mkdir(parents=True, exist_ok=True)
     comparisons = []
     for task in (
-        tasks.trained(steps, pixels, prompts, recipe or tasks.TOY_RECIPES),
+        tasks.trained("sd3", steps, pixels, prompts, recipe or tasks.TOY_RECIPES),
         tasks.random_sd3(steps),
         tasks.random_flux(steps),
     ):
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=console) as progress:
-            bar = progress.add_task(task.title, total=len(task.captions) * (1 + len(task.recipes)))
+            bar = progress.add_task(task.title, total=task.draws)
             comparison = compare(task, on_image=functools.partial(progress.advance, bar))
         for outcome in comparison.outcomes:
             console.print(render_explanation(outcome.explanation))
@@ -53,7 +59,20 @@ def demo(
     console.print(environment())
     report = json.dumps([as_dict(c) for c in comparisons], indent=1)
     (out / "report.json").write_text(f"{report}\n", encoding="utf-8")
-    broken = [f"{c.task.slug}, {o.recipe}" for c in comparisons for o in c.outcomes if not o.restored]
+    page = out / "index.html"
+    page.write_text(render_page(comparisons), encoding="utf-8")
+    console.print(f"\nall of it on one page: {page}", soft_wrap=True, highlight=False)
+    _check(console, comparisons)
+
+
+def _check(console: Console, comparisons: list[Comparison]) -> None:
+    """Fail where a pipeline was not given back, or recording changed an image."""
+    outcomes = [(f"{c.task.slug}, {o.recipe}", o) for c in comparisons for o in c.outcomes]
+    broken = [name for name, outcome in outcomes if not outcome.restored]
     if broken:
         console.print(f"restore did not give the dense pipeline back: {'; '.join(broken)}", style="red")
+    changed = [name for name, outcome in outcomes if not outcome.films_agree]
+    if changed:
+        console.print(f"recording what merged changed the images: {'; '.join(changed)}", style="red")
+    if broken or changed:
         raise typer.Exit(1)

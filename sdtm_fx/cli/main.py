@@ -9,10 +9,13 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
+from sdtm_fx.cli.analyze import analyze
 from sdtm_fx.cli.bench import bench
 from sdtm_fx.cli.demo import demo
+from sdtm_fx.cli.eval import evaluate
 from sdtm_fx.cli.explain import explain
 from sdtm_fx.cli.recipes import recipes
+from sdtm_fx.cli.toy import toy
 from sdtm_fx.errors import SdtmFxError
 
 
@@ -35,10 +38,13 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command()(analyze)
 app.command()(bench)
 app.command()(demo)
+app.command("eval")(evaluate)
 app.command()(explain)
 app.add_typer(recipes, name="recipes")
+app.add_typer(toy, name="toy")
 
 if __name__ == "__main__":
     app()

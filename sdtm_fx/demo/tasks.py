@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,24 +31,60 @@ TOY_RECIPES: tuple[str, ...] = ("toy-sd3", "paper/sd3-medium", "sd3-medium-forec
 """The package's defaults, the settings of the paper, and the caching end of the scale."""
 
 
-def trained(steps: int, pixels: int, prompts: int, recipes: Sequence[str] = TOY_RECIPES) -> Task:
-    """The trained toy, under several recipes.
+def trained(toy: str, steps: int, pixels: int, prompts: int, recipes: Sequence[str] = TOY_RECIPES) -> Task:
+    """A trained toy, under several recipes.
 
     Args:
+        toy: Which, as `load_toy` takes it.
         steps: Denoising steps.
         pixels: Height and width of the images.
         prompts: How many of `PROMPTS`.
-        recipes: Names of shipped recipes, or files, for SD3 blocks.
+        recipes: Names of shipped recipes, or files, for the blocks of the toy.
     """
+    settings = {"height": pixels, "width": pixels, "num_inference_steps": steps, "output_type": "pt"}
 
     def draw(pipeline: Any, case: int) -> Tensor:
-        generator = torch.Generator().manual_seed(case)
-        settings = {"height": pixels, "width": pixels, "num_inference_steps": steps, "output_type": "pt"}
-        image: Tensor = pipeline(PROMPTS[case], generator=generator, **settings).images[0]
+        image: Tensor = pipeline(PROMPTS[case], latents=_noise(pixels, case), **settings).images[0]
         return image.float()
 
-    title = "trained toy (ToySD3Pipeline)"
-    return Task(title, "toy", load_toy, draw, PROMPTS[:prompts], tuple(map(_fit, recipes)), peak=1.0)
+    def watch(pipeline: Any, case: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+        latents = [_noise(pixels, case)]
+
+        def keep(_: Any, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            latents.append(tensors["latents"].clone())
+            return {}
+
+        images: Tensor = pipeline(
+            PROMPTS[case], latents=latents[0], callback_on_step_end=keep, **settings
+        ).images
+        predictions = predicted_images(latents, pipeline.scheduler.sigmas)
+        return images[0].float(), tuple((p[0] / 2 + 0.5).clamp(0, 1) for p in predictions)
+
+    load = functools.partial(load_toy, toy)
+    title = f"trained toy, {toy.upper()} blocks"
+    fitted = tuple(map(_fit, recipes))
+    return Task(title, f"toy-{toy}", load, draw, PROMPTS[:prompts], fitted, peak=1.0, watch=watch)
+
+
+def predicted_images(latents: Sequence[Tensor], sigmas: Tensor) -> list[Tensor]:
+    """What each step of an Euler sampler of a rectified flow took the image to be.
+
+    The latent is ``(1 - sigma) * image + sigma * noise``; a step follows the velocity ``noise - image``, which two
+    consecutive latents give back.
+
+    Args:
+        latents: The noise, and the latent after each step.
+        sigmas: [steps + 1], one per latent.
+    """
+    predictions = []
+    for step, (now, after) in enumerate(itertools.pairwise(latents)):
+        velocity = (after - now) / (sigmas[step + 1] - sigmas[step])
+        predictions.append(now - sigmas[step] * velocity)
+    return predictions
+
+
+def _noise(pixels: int, case: int) -> Tensor:
+    return torch.randn(1, 3, pixels, pixels, generator=torch.Generator().manual_seed(case))
 
 
 def random_sd3(steps: int) -> Task:

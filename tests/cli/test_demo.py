@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,9 +32,14 @@ def test_it_draws_reports_and_restores(tmp_path: Path, monkeypatch: pytest.Monke
         "CPU",
     ):
         assert text in result.stdout
-    for name in ("toy", "random-sd3", "random-flux"):
+    for name in ("toy-sd3", "random-sd3", "random-flux"):
         with Image.open(tmp_path / "out" / f"{name}.png") as sheet:
             assert sheet.width > 300
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert all(
+        title in page for title in ("trained toy, SD3 blocks", "real FluxPipeline", "paper/sd3-medium")
+    )
+    assert f"all of it on one page: {tmp_path / 'out' / 'index.html'}" in result.stdout
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert [len(comparison["outcomes"]) for comparison in report] == [3, 1, 2]
     for comparison in report:
@@ -45,11 +51,27 @@ def test_it_draws_reports_and_restores(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_restore_that_is_not_exact_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sdtm_fx.demo.compare.restore", lambda pipeline: pipeline)
-    monkeypatch.setattr(tasks, "trained", lambda steps, *_: tasks.random_sd3(steps))
+    monkeypatch.setattr(tasks, "trained", lambda toy, steps, *_: tasks.random_sd3(steps))
     monkeypatch.setattr(tasks, "random_flux", tasks.random_sd3)
     result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path), "--steps", "4"], env={"COLUMNS": "160"})
     assert result.exit_code == 1
     assert "restore did not give the dense pipeline back: random-sd3, sd3-medium" in result.stdout
+
+
+def test_a_recording_that_changes_images_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = tasks.trained("sd3", 2, 16, 1, ("paper/sd3-medium",))
+    assert task.watch is not None
+    image, predictions = task.watch(task.make(), 0)  # a dense one, where a merged one is expected
+    watched = replace(task, watch=lambda pipeline, case: (image, predictions))
+    monkeypatch.setattr(tasks, "trained", lambda *_: watched)
+    monkeypatch.setattr(tasks, "random_sd3", lambda steps: watched)
+    monkeypatch.setattr(tasks, "random_flux", lambda steps: watched)
+    monkeypatch.setattr("sdtm_fx.demo.page.render_page", lambda comparisons: "")
+    result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path)], env={"COLUMNS": "160"})
+    assert result.exit_code == 1
+    assert "recording what merged changed the images: toy-sd3, paper/sd3-medium" in result.stdout
 
 
 def test_equal_cases_start_from_equal_noise() -> None:
@@ -63,7 +85,7 @@ def test_a_comparison_counts_its_images_and_leaves_the_dense_pipeline_alone() ->
     task = tasks.random_flux(4)
     seen: list[None] = []
     comparison = compare(task, on_image=lambda: seen.append(None))
-    assert len(seen) == len(task.captions) * (1 + len(task.recipes))
+    assert len(seen) == task.draws == len(task.captions) * (1 + len(task.recipes))
     assert torch.equal(comparison.images[0], task.draw(task.make(), 0))
     assert {o.recipe for o in comparison.outcomes} == {"flux.1-dev", "flux.1-dev-attention"}
     assert all(len(o.psnr) == len(task.captions) for o in comparison.outcomes)

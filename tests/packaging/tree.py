@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 
 # What `sdtm_fx` is made of: folder in the checkout, folder in the wheel.
 FOLDERS = {"sdtm_fx": "sdtm_fx", "passes": "sdtm_fx/passes", "recipes": "sdtm_fx/recipes"}
-SUFFIXES = {".py", ".yaml", ".typed", ".json", ".safetensors", ".md"}
+SUFFIXES = {".py", ".yaml", ".typed", ".json", ".safetensors", ".md", ".j2", ".css", ".js"}
 
 
 def shipped_files() -> set[str]:

@@ -57,7 +57,7 @@ def test_the_python_blocks_run_one_after_the_other(
     pretend_sd3(monkeypatch)
     monkeypatch.chdir(tmp_path)
     found = blocks("python")
-    assert len(found) == 5
+    assert len(found) == 6
     names: dict[str, Any] = {}
     for number, block in enumerate(found, start=1):
         exec(compile(block, f"README.md, python block {number}", "exec"), names)
