@@ -1,5 +1,7 @@
 """Token reduction for diffusion transformers, as passes over torch.fx graphs, driven by YAML recipes."""
 
+from sdtm_fx.compiling.compile import compile as compile
+from sdtm_fx.compiling.warmup import Size as Size
 from sdtm_fx.errors import CaptureError as CaptureError
 from sdtm_fx.errors import ClockError as ClockError
 from sdtm_fx.errors import NothingMatched as NothingMatched

@@ -77,7 +77,7 @@ def restore(target: Target) -> Target:
     Raises:
         RewriteError: Nothing is rewritten there.
     """
-    for model in _rewritten_models(target):
+    for model in rewritten_models(target):
         rewriting = rewriting_of(model)
         assert rewriting is not None
         rewriting.uninstall(model)
@@ -114,7 +114,7 @@ def steps(target: Any, count: int, *, cfg_halves: int | None = None) -> Iterator
         RewriteError: Nothing is rewritten there.
         ClockError: `count` is not positive, or a block of this kind is open already.
     """
-    models = _rewritten_models(target)
+    models = rewritten_models(target)
     if len(models) != 1:
         raise RewriteError(
             f"{type(target).__name__} holds {len(models)} rewritten models; name the one to step"
@@ -179,7 +179,12 @@ def _is_for(recipe: Recipe, model: torch.nn.Module) -> bool:
     return any(kind.__name__ in recipe.model for kind in type(model).__mro__)
 
 
-def _rewritten_models(target: Any) -> list[torch.nn.Module]:
+def rewritten_models(target: Any) -> list[torch.nn.Module]:
+    """The rewritten models in a target: itself, or components of a pipeline.
+
+    Raises:
+        RewriteError: There is none.
+    """
     components = getattr(target, "components", {})
     candidates = [target] if isinstance(target, torch.nn.Module) else list(components.values())
     models = [m for m in candidates if isinstance(m, torch.nn.Module) and rewriting_of(m) is not None]
@@ -212,6 +217,7 @@ def _prepare(
             cost.block_cost(block, stage)
     runtime.cost = cost
     runtime.refreshes = cache.refreshes
+    runtime.groups = tuple({b.index // recipe.plan.every_layers: None for b in bindings.values()})
     return Rewriting(recipe, runtime, cache, bindings, tuple(p for p in order if p in kept), outer.graph)
 
 
