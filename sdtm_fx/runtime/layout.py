@@ -44,13 +44,14 @@ def lay_out_plans(call: Call, groups: Sequence[int], batch: int, device: torch.d
         batch: Samples in the call.
         device: Of the tokens.
     """
-    state, remove = call.state, call.phase.remove
-    if not call.keep_plans or call.phase.stage is None or call.method is None or call.method.name == "skip":
+    state, stage, remove = call.state, call.phase.stage, call.phase.remove
+    if not call.keep_plans or stage is None or call.method is None or call.method.name == "skip":
         return
-    state.held = remove
-    if any(g not in state.plans or state.plans[g].removed != remove for g in groups):
+    state.held = stage, remove
+    if state.held not in state.laid_out:
         shape = _plan_of(call.method, call.grid, _rows(call, batch), remove)
-        state.plans = {group: _empty(shape, device) for group in groups}
+        state.laid_out[state.held] = {group: _empty(shape, device) for group in groups}
+    state.plans = state.laid_out[state.held]
 
 
 def _rows(call: Call, batch: int) -> int:

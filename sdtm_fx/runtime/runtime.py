@@ -250,7 +250,7 @@ class Runtime:
             scheduled = schedule.last_refresh(step)
             if not state.refreshed or (scheduled is not None and state.refreshed[0] < scheduled):
                 return Phase(stage=None, remove=0, refresh=True)
-        if self.static and not phase.fresh_plan and state.held != phase.remove:
+        if self.static and not phase.fresh_plan and state.held != (phase.stage, phase.remove):
             return replace(phase, fresh_plan=True)
         return phase
 

@@ -38,7 +38,8 @@ class BranchState:
         static: Whether all tensors are laid out before the blocks run, and stay where they are.
         ages: Per plan group, [P, N] int32: steps since each token was last on its own.
         plans: Per plan group, the plan of an earlier step that this step reuses.
-        held: How many tokens those plans remove, None while there are none of this generation.
+        held: Stage of those plans and how many tokens they remove, None while there are none of this generation.
+        laid_out: Tensors for plans, by stage and tokens removed.
         features: Per block and site, the outputs of dense steps.
         spare: Features of an earlier generation whose tensors serve again; their values mean nothing.
         refreshed: Steps of the last two refreshes, newest first.
@@ -52,7 +53,8 @@ class BranchState:
     static: bool = False
     ages: dict[int, torch.Tensor] = field(default_factory=dict)
     plans: dict[int, MergePlan] = field(default_factory=dict)
-    held: int | None = None
+    held: tuple[int, int] | None = None
+    laid_out: dict[tuple[int, int], dict[int, MergePlan]] = field(default_factory=dict)
     features: dict[tuple[int, str], Feature] = field(default_factory=dict)
     spare: dict[tuple[int, str], Feature] = field(default_factory=dict)
     refreshed: tuple[int, ...] = ()

@@ -70,7 +70,7 @@ MORE: dict[str, dict[str, Any]] = {
     "random targets": {"stages.structure.method": {"name": "local_match", "target": "random"}},
     "attention read": {"stages.detail.method": {"name": "idm"}},
     "prompt weight": {"prompt": {"start": 2.0, "end": 1.0}},
-    "threshold": {"stages.structure.ratio": {"threshold": 0.2}},
+    "threshold": {"stages.structure.ratio": {"threshold": 0.2, "start": 0.5}},
     "blocks kept": {"keep_dense.layers": [-1]},
     "no features": {"reuse": None},
 }
