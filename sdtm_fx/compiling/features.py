@@ -53,6 +53,7 @@ class FeatureLayout:
             fits = spare is not None and _traits(spare.newer) == shapes[name]
             feature = spare if fits and spare is not None else self._empty(call, shapes[name])
             state.features[index, name] = feature
+            state.unsettled.append(feature)
 
     def _empty(self, call: Call, shape: tuple[torch.Size, torch.dtype, torch.device]) -> Feature:
         size, dtype, device = shape

@@ -158,7 +158,9 @@ class PackagedModel(torch.nn.Module):
                 for _ in range(2)
             )
             spare = call.state.spare.pop(key, None)
-            call.state.features[key] = spare or Feature(newer, older if call.forecast_order == 1 else None)
+            feature = spare or Feature(newer, older if call.forecast_order == 1 else None)
+            call.state.features[key] = feature
+            call.state.unsettled.append(feature)
 
     def _size(self, arguments: dict[str, Any]) -> PackagedSize:
         grid = self._runtime.grid.read(arguments)

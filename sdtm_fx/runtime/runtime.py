@@ -195,6 +195,7 @@ class Runtime:
         if phase.stage is None:
             for ages in state.ages.values():
                 ages.zero_()  # on a dense step every token is on its own
+        state.settle()
         if phase.refresh and state.set_refreshed(step):
             state.shift()
         if recipe.reuse is not None and recipe.reuse.order == 1 and phase.stage is not None:

@@ -42,6 +42,7 @@ class BranchState:
         laid_out: Tensors for plans, by stage and tokens removed.
         features: Per block and site, the outputs of dense steps.
         spare: Features of an earlier generation whose tensors serve again; their values mean nothing.
+        unsettled: Features that were laid out for the call before: their older value is still to be the newer one.
         refreshed: Steps of the last two refreshes, newest first.
         slope: 0-d float32 tensor: (now - newer) / (newer - older), for forecasts of order 1.
         salt: 0-d int64 tensor: the counter that the draws of this step start from.
@@ -57,6 +58,7 @@ class BranchState:
     laid_out: dict[tuple[int, int], dict[int, MergePlan]] = field(default_factory=dict)
     features: dict[tuple[int, str], Feature] = field(default_factory=dict)
     spare: dict[tuple[int, str], Feature] = field(default_factory=dict)
+    unsettled: list[Feature] = field(default_factory=list)
     refreshed: tuple[int, ...] = ()
     slope: torch.Tensor | None = None
     salt: torch.Tensor | None = None
@@ -70,6 +72,13 @@ class BranchState:
             return False
         self.refreshed = (step, *self.refreshed[:1])
         return True
+
+    def settle(self) -> None:
+        """Make features that were stored for the first time constant: one value draws no line."""
+        for feature in self.unsettled:
+            if feature.older is not None:
+                feature.older.copy_(feature.newer)
+        self.unsettled = []
 
     def shift(self) -> None:
         """Make every newer feature the older one, in place, before a refresh writes over it."""
@@ -103,7 +112,7 @@ class BranchState:
     def reset(self) -> None:
         """Forget what the tensors mean, for a new generation, and keep the tensors."""
         self.spare.update(self.features)
-        self.features = {}
+        self.features, self.unsettled = {}, []
         self.refreshed, self.held, self.above, self.measured = (), None, {}, {}
         for ages in self.ages.values():
             ages.zero_()

@@ -148,7 +148,9 @@ def test_a_size_that_the_recipe_cannot_do_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_measured_ratio_cannot_be_exported(tmp_path: Path) -> None:
-    model = sdtm_fx.rewrite(SD3.model(), SD3.recipe({**FEW, "stages.structure.ratio": {"threshold": 0.2, "start": 0.5}}))
+    model = sdtm_fx.rewrite(
+        SD3.model(), SD3.recipe({**FEW, "stages.structure.ratio": {"threshold": 0.2, "start": 0.5}})
+    )
     with pytest.raises(
         PackageError, match=r"measures its ratio while it runs \(threshold\); accepted: a curve"
     ):

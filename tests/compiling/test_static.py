@@ -104,7 +104,8 @@ def test_an_unmerge_is_one_gather_inside_the_residual_addition() -> None:
         gathers = [name for name in kernels if "index" in name.split("_")]
         # Behind attention: gather, residual, norm and the next merge; behind the feed-forward: gather and residual.
         assert all("add" in name.split("_") for name in gathers), kernels
-        behind = body[max(body.rindex("extern_kernels.addmm("), body.rindex("extern_kernels.mm(")) :]
+        products = [match.end() for match in re.finditer(r"extern_kernels\.\w+\(", body)]
+        behind = body[products[-1] :]
         last = re.findall(r"cpp_fused_(\w+?)_\d+\(", behind)
         assert len(last) == 1, last
         assert {"add", "index"} <= set(last[0].split("_"))
