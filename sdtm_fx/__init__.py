@@ -1,8 +1,16 @@
 """Token reduction for diffusion transformers, as passes over torch.fx graphs, driven by YAML recipes."""
 
+from sdtm_fx.compiling.cache import load_compile_cache as load_compile_cache
+from sdtm_fx.compiling.cache import save_compile_cache as save_compile_cache
+from sdtm_fx.compiling.compile import compile as compile
+from sdtm_fx.compiling.export import export as export
+from sdtm_fx.compiling.loaded import PackagedModel as PackagedModel
+from sdtm_fx.compiling.loaded import load as load
+from sdtm_fx.compiling.warmup import Size as Size
 from sdtm_fx.errors import CaptureError as CaptureError
 from sdtm_fx.errors import ClockError as ClockError
 from sdtm_fx.errors import NothingMatched as NothingMatched
+from sdtm_fx.errors import PackageError as PackageError
 from sdtm_fx.errors import PassError as PassError
 from sdtm_fx.errors import PlanError as PlanError
 from sdtm_fx.errors import RecipeError as RecipeError

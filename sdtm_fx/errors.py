@@ -46,6 +46,10 @@ class RewriteError(SdtmFxError):
     """A model cannot be rewritten, or was not rewritten when it should be."""
 
 
+class PackageError(SdtmFxError):
+    """Exported phases cannot be made, or are not for this version, device or size."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the closest of `known`, or an empty string.
 

@@ -127,6 +127,16 @@ class MergePlan:
             starts=self.starts.repeat(times, 1),
         )
 
+    def copy_(self, other: MergePlan) -> None:
+        """Take over another plan of the same sizes, in place."""
+        for mine, its in (
+            (self.assign, other.assign),
+            (self.positions, other.positions),
+            (self.order, other.order),
+            (self.starts, other.starts),
+        ):
+            mine.copy_(its)
+
     def next_ages(self, ages: Tensor) -> Tensor:
         """Return the ages after this plan: one more where a token shares its slot, zero where it does not.
 

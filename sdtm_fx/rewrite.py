@@ -217,6 +217,7 @@ def _prepare(
             cost.block_cost(block, stage)
     runtime.cost = cost
     runtime.refreshes = cache.refreshes
+    runtime.groups = tuple({b.index // recipe.plan.every_layers: None for b in bindings.values()})
     return Rewriting(recipe, runtime, cache, bindings, tuple(p for p in order if p in kept), outer.graph)
 
 

@@ -31,6 +31,11 @@ class BenchModel:
     text: int
     halves: int
 
+    @property
+    def width(self) -> int:
+        """Channels of a token."""
+        return int(self.config["num_attention_heads"] * self.config["attention_head_dim"])
+
 
 _SD3 = {"sample_size": 128, "patch_size": 2, "in_channels": 16, "out_channels": 16, "attention_head_dim": 64,
         "joint_attention_dim": 4096, "pooled_projection_dim": 2048}  # fmt: skip

@@ -6,17 +6,21 @@ import copy
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 
+from sdtm_fx.bench.breakdown import breakdown
 from sdtm_fx.bench.configs import BenchModel, build
 from sdtm_fx.capture.example import ExampleSize, example_call
+from sdtm_fx.compiling.compile import compile
 from sdtm_fx.explaining.explain import explain
 from sdtm_fx.explaining.report import Explanation, PhaseReport
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewrite import rewrite, steps
+from sdtm_fx.rewriting.rewriting import rewriting_of
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,8 @@ class BenchSetup:
         dtype: Of weights and activations.
         device: Where to run.
         runs: Pairs of runs per stage.
+        compiled: Compile both: the dense model whole, the merged one phase by phase.
+        mode: Of torch.compile, for both.
     """
 
     ratio: float
@@ -75,6 +81,48 @@ class BenchSetup:
     dtype: torch.dtype
     device: torch.device
     runs: int
+    compiled: bool = False
+    mode: str | None = None
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """A dense and a merged model on the same weights, ready to be timed.
+
+    Attributes:
+        dense: The dense model, compiled where the setup says so.
+        merged: The merged one, alike.
+        arguments: Arguments of a call.
+        size: Their size.
+        device: Where both run.
+    """
+
+    dense: Callable[..., Any]
+    merged: torch.nn.Module
+    arguments: Mapping[str, Any]
+    size: ExampleSize
+    device: torch.device
+
+    def time_pair(self) -> tuple[float, float]:
+        """Seconds of a dense call and of a merged one right after it."""
+        return _seconds(self.dense, self.arguments, self.device), _seconds(
+            self.merged, self.arguments, self.device
+        )
+
+
+def pair_of_models(model: BenchModel, recipe: Recipe, setup: BenchSetup) -> Pairing:
+    """Build a model, and rewrite a copy that shares its weights."""
+    merged = build(model, setup.layers, setup.dtype, setup.device)
+    dense: Any = copy.deepcopy(merged, {id(t): t for t in [*merged.parameters(), *merged.buffers()]})
+    rewrite(merged, recipe)
+    grid = (setup.height // model.pixels, setup.width // model.pixels)
+    size = ExampleSize(setup.batch * model.halves, model.text, grid)
+    arguments = _noise(example_call(merged, recipe, size))
+    if setup.compiled:
+        torch.compiler.reset()
+        compile(merged, mode=setup.mode, dynamic=False)
+        dense = torch.compile(dense, mode=setup.mode, dynamic=False, fullgraph=True)
+    return Pairing(dense, merged, arguments, size, setup.device)
 
 
 def bench_stages(
@@ -91,15 +139,11 @@ def bench_stages(
     Raises:
         ScheduleError: The recipe cannot remove the ratio at this size.
     """
-    merged = build(model, setup.layers, setup.dtype, setup.device)
-    dense = copy.deepcopy(merged, {id(t): t for t in [*merged.parameters(), *merged.buffers()]})
     flat = _at_one_ratio(recipe, setup.ratio)
-    rewrite(merged, flat)
-    grid = (setup.height // model.pixels, setup.width // model.pixels)
-    size = ExampleSize(setup.batch * model.halves, model.text, grid)
-    arguments = _noise(example_call(merged, flat, size))
+    pairing = pair_of_models(model, flat, setup)
+    merged, arguments, size = pairing.merged, pairing.arguments, pairing.size
     count = _steps_for(flat, setup.runs)
-    report = explain(merged, steps=count, grid=grid, batch=size.batch, text=size.text, quiet=True)
+    report = explain(merged, steps=count, grid=size.grid, batch=size.batch, text=size.text, quiet=True)
     timings = []
     with torch.no_grad(), steps(merged, count, cfg_halves=model.halves) as clock:
         for _ in range(2):  # the dense steps that features are stored in
@@ -107,10 +151,10 @@ def bench_stages(
             clock.advance()
         for phase in report.phases[1:]:
             clock.step = phase.steps[0]
-            pairs = [_pair(dense, merged, arguments, setup.device)]  # warm-up
+            pairs = [pairing.time_pair()]  # warm-up
             for _ in range(setup.runs):
                 clock.advance()
-                pairs.append(_pair(dense, merged, arguments, setup.device))
+                pairs.append(pairing.time_pair())
                 on_run()
             timings.append(_timing(report, phase, pairs[1:]))
     return tuple(timings)
@@ -160,13 +204,7 @@ def _noise(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {name: fill(value) for name, value in arguments.items()}
 
 
-def _pair(
-    dense: torch.nn.Module, merged: torch.nn.Module, arguments: Mapping[str, Any], device: torch.device
-) -> tuple[float, float]:
-    return _seconds(dense, arguments, device), _seconds(merged, arguments, device)
-
-
-def _seconds(model: torch.nn.Module, arguments: Mapping[str, Any], device: torch.device) -> float:
+def _seconds(model: Callable[..., Any], arguments: Mapping[str, Any], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     start = time.perf_counter()
@@ -174,3 +212,33 @@ def _seconds(model: torch.nn.Module, arguments: Mapping[str, Any], device: torch
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - start
+
+
+def break_down(model: BenchModel, recipe: Recipe, setup: BenchSetup) -> dict[str, dict[str, float]]:
+    """Share of plan, merge, unmerge, features and the rest in a merged call of each stage, run eagerly.
+
+    Args:
+        model: What to build, with random weights.
+        recipe: The recipe; its ratio curve is replaced, its regular dense steps are left out.
+        setup: Sizes and numbers.
+    """
+    flat = _at_one_ratio(recipe, setup.ratio)
+    pairing = pair_of_models(model, flat, replace(setup, compiled=False))
+    rewriting = rewriting_of(pairing.merged)
+    assert rewriting is not None
+    count = _steps_for(flat, 4)
+    shares: dict[str, dict[str, float]] = {}
+    with torch.no_grad(), steps(pairing.merged, count, cfg_halves=model.halves) as clock:
+        for _ in range(2):
+            pairing.merged(**pairing.arguments)
+            clock.advance()
+        schedule = rewriting.runtime.schedule(count, pairing.size.grid, pairing.size.text)
+        for step in range(2, count):
+            phase = schedule.phase(step)
+            name = "dense" if phase.stage is None else flat.stages[phase.stage].name
+            if name in shares or phase.stage is None:
+                continue
+            clock.step = step
+            run = partial(pairing.merged, **pairing.arguments)
+            shares[name] = breakdown(rewriting, run, setup.device)
+    return shares

@@ -248,7 +248,6 @@ class _Trial:
             one_age_counter=False,
             advance_ages=True,
             state=state,
-            shift_features=False,
             forecast_order=0,
             forecast_weight=1.0,
             threshold=None if variant.stage is not None else 0.0,

@@ -107,13 +107,23 @@ def variants_of(recipe: Recipe) -> tuple[Variant, ...]:
 
 
 def dense_variant(recipe: Recipe, stage: int) -> Variant:
-    """What a dense step before or inside a stage does beside the model's own work."""
+    """What a dense step before or inside a stage does beside the model's own work.
+
+    Stages that read the same features share the dense steps that store them: one graph less.
+    """
     ratio = recipe.stages[stage].ratio or recipe.ratio
     return Variant(
         stage=None,
-        refresh=stage if recipe.reuse is not None else None,
+        refresh=_first_that_reads_alike(recipe, stage) if recipe.reuse is not None else None,
         measure=stage if isinstance(ratio, ThresholdRatio) else None,
     )
+
+
+def _first_that_reads_alike(recipe: Recipe, stage: int) -> int:
+    def reads(index: int) -> tuple[frozenset[str], bool]:
+        return frozenset(recipe.stages[index].sites), recipe.stages[index].method.name == "skip"
+
+    return next(i for i in range(stage + 1) if reads(i) == reads(stage))
 
 
 def _rewrite(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import torch
 
@@ -19,6 +19,15 @@ from sdtm_fx.runtime.call import BlockContext, Call, Variant
 from sdtm_fx.runtime.runtime import Runtime
 
 ATTRIBUTE = "_sdtm_fx"
+
+
+class Executor(Protocol):
+    """Runs rewritten blocks in its own way."""
+
+    def run(
+        self, binding: BlockBinding, block: torch.nn.Module, program: Program, call: Call, leaves: list[Leaf]
+    ) -> Any:
+        """Run a block for a call, in the variant that the call names; None, or one that is missing, is dense."""
 
 
 @dataclass
@@ -35,6 +44,8 @@ class BlockBinding:
         programs: Rewritten programs by structure of call.
         fingerprint: What the programs assume about the block's modules.
         former: The inner forward that was replaced, if one was set on the instance.
+        own: The forward of the block's class.
+        executor: What runs the block's functions where they are compiled one by one; None runs them as they are.
     """
 
     runtime: Runtime
@@ -46,18 +57,22 @@ class BlockBinding:
     programs: dict[Key, Program] = field(default_factory=dict)
     fingerprint: tuple[Any, ...] = ()
     former: Callable[..., Any] | None = None
+    own: Callable[..., Any] | None = None
+    executor: Executor | None = None
 
     def run(self, block: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the block's function for the current phase, or its own forward where nothing is rewritten."""
         call = self.runtime.call
-        if call is None or call.variant is None:
+        if call is None or (call.variant is None and self.executor is None):
             return self._own(block, args, kwargs)
         key, leaves = flatten(self.signature.bind(args, kwargs))
         program = self.programs.get(key)
         if program is None:
-            program = self._learn(block, key, leaves)
-        variant = self._variant(call, program)
-        function = program.functions.get(variant)
+            program = self.learn(block, key, leaves)
+        variant = None if call.variant is None else self._variant(call, program)
+        function = None if variant is None else program.functions.get(variant)
+        if self.executor is not None and self.former is None:
+            return self.executor.run(self, block, program, replace(call, variant=variant), leaves)
         if function is None:
             return self._own(block, args, kwargs)
         context = BlockContext(call, self.index, self.runtime.planned)
@@ -66,7 +81,8 @@ class BlockBinding:
         try:
             return function(block, context, *leaves)
         except GuardFailed:
-            function = self._learn(block, key, leaves).functions[variant]
+            assert variant is not None
+            function = self.learn(block, key, leaves).functions[variant]
             return function(block, context, *leaves)
 
     def check_modules(self, block: torch.nn.Module) -> None:
@@ -79,6 +95,7 @@ class BlockBinding:
     def install(self, block: torch.nn.Module) -> None:
         """Make the block run this binding."""
         self.fingerprint = fingerprint(block)
+        self.own = type(block).forward
         block.__dict__[ATTRIBUTE] = self
         forward = types.MethodType(_rewritten_forward(type(block).forward), block)
         self.former = set_inner_forward(block, forward)
@@ -95,8 +112,8 @@ class BlockBinding:
         """
         variant = call.variant
         assert variant is not None
-        if variant.stage is None:
-            return variant
+        if variant.stage is None or torch.compiler.is_compiling():
+            return variant  # a phase that is compiled whole has all its features, or is not run
         held = call.state.features
         if all((self.index, name) in held for name in program.features.get(variant, ())):
             return variant
@@ -105,9 +122,11 @@ class BlockBinding:
     def _own(self, block: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.former is not None:
             return self.former(*args, **kwargs)
-        return type(block).forward(block, *args, **kwargs)
+        assert self.own is not None
+        return self.own(block, *args, **kwargs)
 
-    def _learn(self, block: torch.nn.Module, key: Key, leaves: list[Leaf]) -> Program:
+    def learn(self, block: torch.nn.Module, key: Key, leaves: list[Leaf]) -> Program:
+        """Rewrite the block for a structure of call that has not been seen yet."""
         program = self.cache.program(block, key, leaves, self.places)
         self.programs[key] = program
         return program

@@ -42,7 +42,6 @@ class Call:
         one_age_counter: One age counter for all groups, advanced at every plan (the released form).
         advance_ages: Whether this call is the first of its step; ages count steps.
         state: What the branch keeps across steps.
-        shift_features: Whether a refresh moves the stored features to `older`.
         forecast_order: 0 or 1.
         forecast_weight: Share of the new value at merged positions.
         threshold: Score above which windows merge (SDTM*), or None.
@@ -61,7 +60,6 @@ class Call:
     one_age_counter: bool
     advance_ages: bool
     state: BranchState
-    shift_features: bool
     forecast_order: int
     forecast_weight: float
     threshold: float | None
@@ -77,11 +75,13 @@ class BlockContext:
         call: The model call in progress.
         block: Index of the block, in the order of execution.
         planned: Plans made in this call, by group; blocks of a group share one.
+        draw: 0-d int64 tensor that stands for the group in hash-based draws; None: the number of the group itself.
     """
 
     call: Call
     block: int
     planned: dict[int, object]
+    draw: torch.Tensor | None = None
 
     @property
     def group(self) -> int:

@@ -42,7 +42,7 @@ def plan_tokens(ctx: BlockContext, metric: torch.Tensor, attention: torch.Tensor
         if call.threshold is not None:
             call.state.above[group] = call.method.count_above(view, call.threshold).amin()  # type: ignore[union-attr]
         if call.keep_plans:
-            call.state.plans[group] = plan
+            call.state.keep_plan(group, plan)
         advances = advances or call.one_age_counter
     ages = call.state.ages.get(_age_key(ctx))
     if ages is not None and advances:
@@ -92,7 +92,7 @@ def _view(ctx: BlockContext, metric: torch.Tensor, attention: torch.Tensor | Non
         if key not in call.state.ages:
             call.state.ages[key] = torch.zeros(metric.shape[:2], dtype=torch.int32, device=metric.device)
         ages = call.state.ages[key]
-    salt = 0 if call.salt is None else combine(call.salt, ctx.group)
+    salt = 0 if call.salt is None else combine(call.salt, ctx.group if ctx.draw is None else ctx.draw)
     return TokenView(metric, call.grid, ages, attention, salt)
 
 
@@ -174,7 +174,7 @@ def store_feature(ctx: BlockContext, value: torch.Tensor, site: str) -> torch.Te
     """On a refresh step, keep a site's dense output for later forecasts; returns it unchanged."""
     features, key = ctx.call.state.features, (ctx.block, site)
     if key in features:
-        features[key].record(value, ctx.call.shift_features)
+        features[key].record(value)
     else:
         older = value.detach().clone() if ctx.call.forecast_order == 1 else None
         features[key] = Feature(value.detach().clone(), older)

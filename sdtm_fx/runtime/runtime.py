@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ import torch
 from sdtm_fx.capture.arguments import Signature
 from sdtm_fx.capture.example import text_length
 from sdtm_fx.clock import Clock, Moment
+from sdtm_fx.clock_sources import ManualSteps
 from sdtm_fx.cost.model import CostModel
 from sdtm_fx.hashing import combine
 from sdtm_fx.phase import Phase, Schedule
@@ -20,6 +22,7 @@ from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewriting.programs import dense_variant
 from sdtm_fx.runtime.call import BlockContext, Call, Variant
 from sdtm_fx.runtime.grid import GridReader
+from sdtm_fx.runtime.layout import lay_out_ages, lay_out_plans
 from sdtm_fx.runtime.refreshes import Suffices, add_refreshes, next_stage
 from sdtm_fx.runtime.state import BranchState, RunState
 from sdtm_fx.schedule import build_schedule
@@ -57,7 +60,12 @@ class Runtime:
         signature: Parameters of the model's forward.
         cost: What steps cost; the schedule weighs its levels by it.
         refreshes: Whether the features stored for one stage are all that another reads.
+        groups: The plan groups of the rewritten blocks.
         state: What lives across steps.
+        static: Whether state is laid out before the blocks run and stays where it is, as compiled code asks for.
+        marks_steps: Whether CUDA graphs are told that a call starts, and may write over the outputs of the last.
+        rehearses: Whether calls run phases out of their order: each as if it were the first call of its step.
+        forced: In a rehearsal, the phase to run whatever the schedule says.
         call: The model call in progress, None outside of one.
         planned: Plans made in this call, by group.
         watchers: Told what each rewritten block runs; empty unless someone records.
@@ -68,6 +76,11 @@ class Runtime:
     signature: Signature
     cost: CostModel | None = None
     refreshes: Suffices | None = None
+    groups: tuple[int, ...] = ()
+    static: bool = False
+    marks_steps: bool = False
+    rehearses: bool = False
+    forced: Phase | None = None
     state: RunState = field(default_factory=RunState)
     call: Call | None = None
     planned: dict[int, object] = field(default_factory=dict)
@@ -107,6 +120,8 @@ class Runtime:
             PlanError: The grid is not known.
             ScheduleError: The recipe cannot be scheduled for this number of steps and this grid.
         """
+        if self.marks_steps:
+            torch.compiler.cudagraph_mark_step_begin()
         arguments = self.signature.bind(args, kwargs)
         timestep = next((arguments[n] for n in _TIMESTEPS if arguments.get(n) is not None), None)
         moment = self.clock.moment(timestep)
@@ -115,7 +130,7 @@ class Runtime:
         batch = tensor.shape[0]
         starts = self._note_time(moment)
         halves = self._halves(batch)
-        branch = (self.context_name or self._calls_in_evaluation, batch, grid)
+        branch = (0 if self.rehearses else self.context_name or self._calls_in_evaluation, batch, grid)
         self._calls_in_evaluation += 1
         state = self.state.branch(branch)
         self.moment = moment
@@ -123,6 +138,21 @@ class Runtime:
         self.call = self._make_call(moment, self.last, branch, state, halves, tensor.device)
         self.planned = {}
         return starts
+
+    @contextlib.contextmanager
+    def rehearsal(self, steps: int, halves: int) -> Iterator[ManualSteps]:
+        """Run phases out of their order: inside, set `clock.step` and `forced` as you like.
+
+        Args:
+            steps: Denoising steps of the schedule.
+            halves: CFG halves in each batch.
+        """
+        with self.clock.manual(steps) as clock:
+            self.rehearses, self.manual_halves = True, halves
+            try:
+                yield clock
+            finally:
+                self.rehearses, self.manual_halves, self.forced = False, None, None
 
     def guided(self) -> bool:
         """Whether the pipeline in charge stacks CFG halves in one batch right now; a bare model cannot say."""
@@ -137,7 +167,7 @@ class Runtime:
         starts = moment.generation != self._generation
         if starts:
             self._generation = moment.generation
-            self.state.clear()
+            self.state.clear(keep_tensors=self.static)
             self._steps_begun.clear()
         if (moment.generation, moment.evaluation) != self._evaluation:
             self._evaluation = (moment.generation, moment.evaluation)
@@ -166,22 +196,29 @@ class Runtime:
         recipe, step = self.recipe, moment.step
         schedule = self.schedule(size.steps, size.grid, size.text)
         phase = self._phase(schedule, step, state)
+        state.measured, state.above = state.above or state.measured, {}
         served = phase.stage if phase.stage is not None else next_stage(schedule, step)
         stage = None if served is None else recipe.stages[served]
-        if phase.stage is not None:
-            variant: Variant | None = Variant(stage=phase.stage)
-        else:
-            variant = Variant(stage=None) if served is None else dense_variant(recipe, served)
+        variant = self.variant(schedule, step, phase)
+        if phase.stage is None:
             for ages in state.ages.values():
                 ages.zero_()  # on a dense step every token is on its own
-        shift = phase.refresh and state.set_refreshed(step)
+        state.settle()
+        if phase.refresh and state.set_refreshed(step):
+            state.shift()
         if recipe.reuse is not None and recipe.reuse.order == 1 and phase.stage is not None:
             state.set_slope(step, device)
         ratio = recipe.ratio if stage is None or stage.ratio is None else stage.ratio
-        first = (branch, step) not in self._steps_begun
+        first = self.rehearses or (branch, step) not in self._steps_begun
         self._steps_begun.add((branch, step))
-        return Call(
-            variant=None if variant == Variant(stage=None) and recipe.prompt is None else variant,
+        # Filled on the device: a copy from the host would make it wait.
+        state.set_salt(int(combine(recipe.seed, step)), device)
+        if recipe.prompt is not None:
+            done = moment.step / max(moment.count - 1, 1)
+            weight = recipe.prompt.start + (recipe.prompt.end - recipe.prompt.start) * done
+            state.set_prompt_bias(math.log(weight), device)
+        call = Call(
+            variant=variant,
             phase=phase,
             method=None if stage is None else stage.method,
             grid=size.grid,
@@ -192,38 +229,44 @@ class Runtime:
             one_age_counter=recipe.plan.ages == "call",
             advance_ages=first,
             state=state,
-            shift_features=shift,
             forecast_order=recipe.reuse.order if recipe.reuse is not None else 0,
             forecast_weight=recipe.reuse.weight if recipe.reuse is not None else 1.0,
             threshold=ratio.threshold if isinstance(ratio, ThresholdRatio) else None,
-            # Filled on the device: a copy from the host would make it wait.
-            salt=torch.full((), int(combine(recipe.seed, step)), dtype=torch.int64, device=device),
-            prompt_bias=self._prompt_bias(moment, device),
+            salt=state.salt,
+            prompt_bias=state.prompt_bias,
         )
+        if self.static:
+            state.static = True
+            lay_out_ages(call, self.groups, size.batch, device)
+            lay_out_plans(call, self.groups, size.batch, device)
+        return call
+
+    def variant(self, schedule: Schedule, step: int, phase: Phase) -> Variant | None:
+        """The graphs that run where a step runs a phase; None where blocks run their own forward."""
+        if phase.stage is not None:
+            return Variant(stage=phase.stage)
+        served = next_stage(schedule, step)
+        dense = Variant(stage=None) if served is None else dense_variant(self.recipe, served)
+        return None if dense == Variant(stage=None) and self.recipe.prompt is None else dense
 
     def _phase(self, schedule: Schedule, step: int, state: BranchState) -> Phase:
         """The phase of the step, or a refresh where this branch lacks the features that it asks for."""
-        phase = schedule.phase(step)
-        if schedule.choices[step]:
+        phase = self.forced or schedule.phase(step)
+        if schedule.choices[step] and self.forced is None:
             phase = schedule.phase_for_count(step, _measured(state))
         needs_features = phase.stage is not None and self.recipe.reuse is not None
         if needs_features:
             scheduled = schedule.last_refresh(step)
             if not state.refreshed or (scheduled is not None and state.refreshed[0] < scheduled):
                 return Phase(stage=None, remove=0, refresh=True)
+        if self.static and not phase.fresh_plan and state.held != (phase.stage, phase.remove):
+            return replace(phase, fresh_plan=True)
         return phase
-
-    def _prompt_bias(self, moment: Moment, device: torch.device) -> torch.Tensor | None:
-        prompt = self.recipe.prompt
-        if prompt is None:
-            return None
-        done = moment.step / max(moment.count - 1, 1)
-        weight = prompt.start + (prompt.end - prompt.start) * done
-        return torch.full((), math.log(weight), device=device)
 
 
 def _measured(state: BranchState) -> int | None:
     """The mean over the blocks of what lies above the threshold; waits for the device, once per step."""
-    if not state.above:
+    above = state.above or state.measured
+    if not above:
         return None
-    return int(torch.stack(list(state.above.values())).double().mean().item())
+    return int(torch.stack(list(above.values())).double().mean().item())

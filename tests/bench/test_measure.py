@@ -47,7 +47,7 @@ def test_stages_are_paired_with_dense(small_sd3: configs.BenchModel) -> None:
 def test_command_writes_a_record(
     small_sd3: configs.BenchModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bench(model="sd3-medium", layers=1, height=128, width=128, runs=1, out=tmp_path / "bench.json")
+    bench(model="sd3-medium", layers=1, height=128, width=128, runs=1, mode=None, out=tmp_path / "bench.json")
     record = json.loads((tmp_path / "bench.json").read_text())
     assert record["torch"] == torch.__version__
     assert [s["stage"] for s in record["stages"]] == ["structure", "detail"]
@@ -66,3 +66,28 @@ def test_unknown_model_names_the_nearest() -> None:
         sdtm_fx.RewriteError, match=r"no benchmark model 'sd3-medum'.*did you mean 'sd3-medium'"
     ):
         configs.bench_model("sd3-medum")
+
+
+@pytest.mark.slow
+@pytest.mark.compile
+def test_a_whole_schedule_is_compiled_and_weighed(
+    small_sd3: configs.BenchModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "bench.json"
+    bench(
+        model="sd3-medium", layers=1, height=128, width=128, runs=1, compile=True, mode=None, steps=12, parts=True,
+        growth=False, ratio=0.5, out=out,
+    )  # fmt: skip
+    record = json.loads(out.read_text())
+    schedule = record["schedule"]
+    assert sum(phase["steps"] for phase in schedule["phases"]) == 12
+    assert schedule["theoretical"] > 1
+    assert schedule["efficiency"] == schedule["measured"] / schedule["theoretical"]
+    labels = [phase["label"] for phase in schedule["phases"]]
+    assert any("structure" in label for label in labels)
+    assert any("detail" in label for label in labels)
+    shares = record["breakdown"]["structure"]
+    assert sum(shares.values()) == pytest.approx(1)
+    assert set(shares) == {"plan", "merge", "unmerge", "features", "rest"}
+    assert {part["stage"] for part in record["parts"]} == {"structure", "detail"}
+    assert "efficiency" in capsys.readouterr().out

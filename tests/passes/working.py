@@ -165,7 +165,6 @@ class Calls:
             "one_age_counter": self.rules.plan.ages == "call",
             "advance_ages": True,
             "state": self.state,
-            "shift_features": False,
             "forecast_order": reuse.order if reuse else 0,
             "forecast_weight": reuse.weight if reuse else 1.0,
             "threshold": None,

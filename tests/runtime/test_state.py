@@ -59,9 +59,10 @@ def test_the_slope_stays_one_tensor() -> None:
 def test_recording_moves_the_newer_value_only_at_another_step() -> None:
     feature = Feature(torch.zeros(2), torch.full((2,), -1.0))
     newer, older = feature.newer, feature.older
-    feature.record(torch.ones(2), shift=True)
+    BranchState(features={(0, "ff"): feature}).shift()
+    feature.record(torch.ones(2))
     assert (feature.newer.tolist(), feature.older.tolist()) == ([1, 1], [0, 0])  # type: ignore[union-attr]
-    feature.record(torch.full((2,), 5.0), shift=False)
+    feature.record(torch.full((2,), 5.0))
     assert (feature.newer.tolist(), feature.older.tolist()) == ([5, 5], [0, 0])  # type: ignore[union-attr]
     assert feature.newer is newer  # in place
     assert feature.older is older
@@ -70,14 +71,15 @@ def test_recording_moves_the_newer_value_only_at_another_step() -> None:
 def test_what_is_recorded_has_no_history() -> None:
     feature = Feature(torch.zeros(2), torch.zeros(2))
     for _ in range(2):
-        feature.record(torch.ones(2, requires_grad=True) * 2, shift=True)
+        feature.record(torch.ones(2, requires_grad=True) * 2)
     assert not feature.newer.requires_grad
     assert not feature.older.requires_grad  # type: ignore[union-attr]
 
 
 def test_order_zero_keeps_one_value() -> None:
     feature = Feature(torch.zeros(2), None)
-    feature.record(torch.ones(2), shift=True)
+    BranchState(features={(0, "ff"): feature}).shift()
+    feature.record(torch.ones(2))
     assert feature.older is None
     assert feature.newer.tolist() == [1, 1]
 
@@ -93,7 +95,9 @@ def test_slope_and_shifts_extrapolate_a_line_exactly(gaps: list[int], ahead: int
         if feature is None:
             feature = Feature(value.clone(), value.clone())
         else:
-            feature.record(value, shift)
+            if shift:
+                BranchState(features={(0, "ff"): feature}).shift()
+            feature.record(value)
         last, step = step, step + gap
     assert feature is not None
     assert feature.older is not None

@@ -1,0 +1,1 @@
+"""Compiling: one graph per phase, whole models or block by block, and what deploys them."""

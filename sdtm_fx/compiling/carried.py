@@ -1,0 +1,78 @@
+"""State as plain tensors by name: what goes into a phase that was exported, beside the arguments of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+
+from sdtm_fx.runtime.call import Call
+from sdtm_fx.runtime.state import BranchState, Feature
+
+FeatureKey = tuple[int, str]
+_PLAN = ("assign", "positions", "order", "starts")
+
+
+def state_tensors(call: Call, features: Sequence[FeatureKey]) -> dict[str, torch.Tensor]:
+    """The tensors that one phase reads or writes, in a fixed order. It writes them in place.
+
+    Args:
+        call: A call in that phase, laid out.
+        features: Number of block and name of every feature that the phase stores or reads.
+    """
+    state, variant = call.state, call.variant
+    tensors: dict[str, torch.Tensor] = {}
+    if variant is None:
+        return tensors
+    for index, name in features:
+        feature = state.features[index, name]
+        tensors[f"feature.{index}.{name}.newer"] = feature.newer
+        if feature.older is not None and variant.refresh is None:
+            tensors[f"feature.{index}.{name}.older"] = feature.older
+    # By what the phase reads, not by what is there: a second generation finds the tensors of the first.
+    if variant.stage is not None and call.method is not None:
+        if "ages" in call.method.needs:
+            tensors |= {f"ages.{key}": ages for key, ages in sorted(state.ages.items())}
+        if call.keep_plans:
+            for group, plan in sorted(state.plans.items()):
+                tensors |= {f"plan.{group}.{name}": getattr(plan, name) for name in _PLAN}
+        slope = state.slope if call.forecast_order == 1 and features else None
+        scalars = {"slope": slope, "salt": state.salt}
+        tensors |= {name: value for name, value in scalars.items() if value is not None}
+    return tensors if state.prompt_bias is None else {**tensors, "prompt_bias": state.prompt_bias}
+
+
+def call_with(call: Call, tensors: Mapping[str, torch.Tensor], features: Sequence[FeatureKey]) -> Call:
+    """The same call on other tensors: the inverse of `state_tensors`.
+
+    Args:
+        call: A call in the phase.
+        tensors: What `state_tensors` names.
+        features: As for `state_tensors`.
+    """
+    pairs = {
+        (index, name): Feature(
+            tensors[f"feature.{index}.{name}.newer"], tensors.get(f"feature.{index}.{name}.older")
+        )
+        for index, name in features
+        if call.variant is not None
+    }
+    state = BranchState(
+        static=True,
+        ages={key: tensors[f"ages.{key}"] for key in call.state.ages if f"ages.{key}" in tensors},
+        plans={
+            group: replace(
+                plan,
+                assign=tensors[f"plan.{group}.assign"],
+                positions=tensors[f"plan.{group}.positions"],
+                order=tensors[f"plan.{group}.order"],
+                starts=tensors[f"plan.{group}.starts"],
+            )
+            for group, plan in call.state.plans.items()
+            if f"plan.{group}.assign" in tensors
+        },
+        features=pairs,
+        slope=tensors.get("slope"),
+    )
+    return replace(call, state=state, salt=tensors.get("salt"), prompt_bias=tensors.get("prompt_bias"))

@@ -1,0 +1,175 @@
+"""`sdtm_fx.load`: exported phases as a model that denoises, without the Python of the model that they come from."""
+
+from __future__ import annotations
+
+import contextlib
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sdtm_fx.capture.arguments import Signature
+from sdtm_fx.capture.example import text_length
+from sdtm_fx.clock import Clock
+from sdtm_fx.clock_sources import ManualSteps
+from sdtm_fx.compiling.carried import state_tensors
+from sdtm_fx.compiling.manifest import WEIGHTS, Manifest, PackagedSize
+from sdtm_fx.compiling.phases import PhaseKey
+from sdtm_fx.errors import PackageError
+from sdtm_fx.phase import Schedule
+from sdtm_fx.recipe.schema import Recipe
+from sdtm_fx.runtime.call import Call
+from sdtm_fx.runtime.runtime import Runtime
+from sdtm_fx.runtime.state import Feature
+
+
+def load(path: str | Path) -> PackagedModel:
+    """Load what `sdtm_fx.export` has written.
+
+    Args:
+        path: The folder.
+
+    Raises:
+        PackageError: There is no package, or it was made by another version or for another device.
+    """
+    folder = Path(path)
+    return PackagedModel(folder, Manifest.load(folder))
+
+
+@dataclass
+class _PackagedRuntime(Runtime):
+    """A runtime whose schedules were made when the phases were exported."""
+
+    def schedule(self, steps: int, grid: tuple[int, int], text: int) -> Schedule:
+        """The schedule of a generation.
+
+        Raises:
+            PackageError: No size with these steps was exported.
+        """
+        if (steps, grid, text) not in self._schedules:
+            known = sorted({s for s, g, t in self._schedules if (g, t) == (grid, text)})
+            raise PackageError(
+                f"this package has no schedule of {steps} steps for {grid[0]}x{grid[1]} tokens and {text} text tokens; "
+                f"it has {', '.join(map(str, known)) or 'none at this size'}"
+            )
+        return self._schedules[steps, grid, text]
+
+
+class PackagedModel(torch.nn.Module):
+    """Exported phases behind the call of the model that they come from.
+
+    The step is told as for a rewritten model: by a pipeline that is followed, or in a loop of your own::
+
+        model = sdtm_fx.load("exported")
+        with model.steps() as clock: ...      # a loop that calls clock.advance()
+        pipe.transformer = model.follow(pipe)  # or a pipeline
+
+    Attributes:
+        manifest: What the package says about itself.
+        config: The configuration of the model, by attribute.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        """Use `sdtm_fx.load`."""
+        super().__init__()
+        self.manifest = manifest
+        self.config = types.SimpleNamespace(**manifest.config)
+        recipe = Recipe.from_yaml_text(manifest.recipe, "recipe of the package")
+        signature = Signature(manifest.names, manifest.defaults, open_ended=False)
+        self._runtime = _PackagedRuntime(recipe, Clock(), signature, groups=manifest.groups, static=True)
+        for size in manifest.sizes:
+            self._runtime._schedules[size.schedule.steps, size.grid, size.text] = size.schedule
+        self._folder = folder
+        self._weights = torch.load(folder / WEIGHTS, map_location=manifest.device, weights_only=True)
+        self._loaded: dict[str, Any] = {}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in."""
+        return getattr(torch, self.manifest.dtype.removeprefix("torch."))
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return torch.device(self.manifest.device)
+
+    def follow(self, pipeline: Any) -> PackagedModel:
+        """Take the step from the scheduler of a pipeline; returns the model."""
+        self._runtime.clock.follow(pipeline)
+        return self
+
+    @contextlib.contextmanager
+    def steps(self, count: int | None = None) -> Iterator[ManualSteps]:
+        """Tell the step in a loop of your own; see `sdtm_fx.steps`.
+
+        Args:
+            count: Denoising steps; by default those that were exported first.
+        """
+        with self._runtime.clock.manual(count or self.manifest.sizes[0].schedule.steps) as clock:
+            yield clock
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the phase of the current step.
+
+        Raises:
+            PackageError: This size, this number of steps or this phase was not exported.
+            ClockError: The step is not known.
+        """
+        runtime = self._runtime
+        arguments = runtime.signature.bind(args, kwargs)
+        size = self._size(arguments)
+        runtime.manual_halves = size.halves
+        runtime.begin(args, kwargs)
+        try:
+            assert runtime.call is not None
+            output = self._run(size, runtime.call, arguments)
+        finally:
+            runtime.end()
+        return types.SimpleNamespace(sample=output[0]) if arguments.get("return_dict") else output
+
+    def _run(self, size: PackagedSize, call: Call, arguments: dict[str, Any]) -> Any:
+        label = PhaseKey.of(call).label(self._runtime.recipe)
+        phase = size.phases.get(label)
+        if phase is None:
+            raise PackageError(f"this package has no phase {label}; it has {', '.join(size.phases)}")
+        if call.variant is not None and call.variant.refresh is not None:
+            self._lay_out(size, call, phase.features)
+        tensors = {k: v for k, v in arguments.items() if isinstance(v, torch.Tensor)}
+        return self._phase(phase.file)(tensors, state_tensors(call, phase.features))
+
+    def _phase(self, file: str) -> Any:
+        if file not in self._loaded:
+            phase = torch._inductor.aoti_load_package(str(self._folder / file))
+            constants = {name: self._weights[name] for name in phase.get_constant_fqns()}
+            phase.load_constants(constants, check_full_update=True, user_managed=True)
+            self._loaded[file] = phase
+        return self._loaded[file]
+
+    def _lay_out(self, size: PackagedSize, call: Call, features: Any) -> None:
+        for key in features:
+            if key in call.state.features:
+                continue
+            shape, dtype = size.shapes[key]
+            newer, older = (
+                torch.zeros(shape, dtype=getattr(torch, dtype.removeprefix("torch.")), device=self.device)
+                for _ in range(2)
+            )
+            spare = call.state.spare.pop(key, None)
+            feature = spare or Feature(newer, older if call.forecast_order == 1 else None)
+            call.state.features[key] = feature
+            call.state.unsettled.append(feature)
+
+    def _size(self, arguments: dict[str, Any]) -> PackagedSize:
+        grid = self._runtime.grid.read(arguments)
+        batch = next(v for v in arguments.values() if isinstance(v, torch.Tensor)).shape[0]
+        text = text_length(self._runtime.recipe, arguments)
+        for size in self.manifest.sizes:
+            if (size.grid, size.batch, size.text) == (grid, batch, text):
+                return size
+        raise PackageError(
+            f"this package was not made for {grid[0]}x{grid[1]} tokens, batch {batch}, {text} text tokens; "
+            f"it has {'; '.join(size.says() for size in self.manifest.sizes)}"
+        )

@@ -1,0 +1,159 @@
+"""What a folder of exported phases says about itself."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sdtm_fx.compiling.carried import FeatureKey
+from sdtm_fx.errors import PackageError
+from sdtm_fx.phase import Phase, Schedule
+
+FORMAT = 1
+MANIFEST, WEIGHTS = "manifest.json", "weights.pt"
+
+
+@dataclass(frozen=True)
+class PackagedPhase:
+    """One exported phase.
+
+    Attributes:
+        file: The AOTInductor package.
+        features: The features that it stores or reads.
+    """
+
+    file: str
+    features: tuple[FeatureKey, ...]
+
+
+@dataclass(frozen=True)
+class PackagedSize:
+    """One size that was exported.
+
+    Attributes:
+        grid: (height, width) in tokens.
+        batch: Samples per call.
+        text: Text tokens.
+        halves: CFG halves in the batch.
+        schedule: Which phase every step runs.
+        phases: The exported phases, by label.
+        shapes: Shape and dtype of every feature.
+    """
+
+    grid: tuple[int, int]
+    batch: int
+    text: int
+    halves: int
+    schedule: Schedule
+    phases: dict[str, PackagedPhase]
+    shapes: dict[FeatureKey, tuple[tuple[int, ...], str]]
+
+    def says(self) -> str:
+        """The size in words."""
+        height, width = self.grid
+        return f"{height}x{width} tokens, batch {self.batch}, {self.text} text tokens, {self.schedule.steps} steps"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What is needed to run exported phases without the model that they come from.
+
+    Attributes:
+        model: Name of the model's class.
+        recipe: The recipe, as YAML.
+        device: Type of the device that the phases were compiled for.
+        dtype: What the model computes in.
+        names: Parameters of the model's forward.
+        defaults: Their defaults.
+        constants: Arguments that are part of the graphs.
+        config: The model's configuration, as far as JSON holds it.
+        groups: The plan groups of the rewritten blocks.
+        sizes: What was exported.
+    """
+
+    model: str
+    recipe: str
+    device: str
+    dtype: str
+    names: tuple[str, ...]
+    defaults: dict[str, Any]
+    constants: dict[str, Any]
+    config: dict[str, Any]
+    groups: tuple[int, ...]
+    sizes: tuple[PackagedSize, ...]
+
+    def save(self, folder: Path) -> None:
+        """Write the manifest into the folder."""
+        sizes = [
+            {
+                **{name: getattr(size, name) for name in ("grid", "batch", "text", "halves")},
+                "schedule": asdict(size.schedule),
+                "phases": {label: asdict(phase) for label, phase in size.phases.items()},
+                "shapes": [[*key, *shape] for key, shape in size.shapes.items()],
+            }
+            for size in self.sizes
+        ]
+        values = {k: v for k, v in vars(self).items() if k != "sizes"}
+        data = {"format": FORMAT, **_versions(), **values, "sizes": sizes}
+        (folder / MANIFEST).write_text(json.dumps(data, indent=1) + "\n")
+
+    @staticmethod
+    def load(folder: Path) -> Manifest:
+        """Read and check the manifest of a folder.
+
+        Raises:
+            PackageError: There is none, or it was made by another version or for a device that is not here.
+        """
+        path = folder / MANIFEST
+        if not path.is_file():
+            raise PackageError(f"{folder}: no {MANIFEST}; accepted: a folder that sdtm_fx.export has written")
+        data = json.loads(path.read_text())
+        if data.pop("format", None) != FORMAT:
+            raise PackageError(f"{path}: another format; accepted: format {FORMAT}. Export the model again")
+        for name, here in _versions().items():
+            made = data.pop(name)
+            if made != here:
+                raise PackageError(
+                    f"{path}: made by {name} {made}, this is {name} {here}; compiled code does not carry over. "
+                    "Export the model again"
+                )
+        if data["device"] == "cuda" and not torch.cuda.is_available():
+            raise PackageError(f"{path}: compiled for cuda, and this machine has no CUDA device")
+        data["sizes"] = tuple(_size(size) for size in data["sizes"])
+        return Manifest(**{**data, "names": tuple(data["names"]), "groups": tuple(data["groups"])})
+
+
+def _versions() -> dict[str, str]:
+    return {"sdtm_fx": importlib.metadata.version("sdtm_fx"), "torch": torch.__version__}
+
+
+def _size(data: dict[str, Any]) -> PackagedSize:
+    plain = data["schedule"]
+    schedule = Schedule(
+        **{
+            **plain,
+            "phases": tuple(Phase(**phase) for phase in plain["phases"]),
+            "phase_of_step": tuple(plain["phase_of_step"]),
+            "ratios": tuple(plain["ratios"]),
+            "choices": tuple(tuple(c) for c in plain["choices"]),
+        }
+    )
+    phases = {
+        label: PackagedPhase(phase["file"], tuple((int(i), name) for i, name in phase["features"]))
+        for label, phase in data["phases"].items()
+    }
+    shapes = {(int(i), name): (tuple(shape), dtype) for i, name, shape, dtype in data["shapes"]}
+    return PackagedSize(
+        (data["grid"][0], data["grid"][1]),
+        data["batch"],
+        data["text"],
+        data["halves"],
+        schedule,
+        phases,
+        shapes,
+    )

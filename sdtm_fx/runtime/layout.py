@@ -1,0 +1,81 @@
+"""Laying out state before the blocks run: tensors whose sizes follow from the call alone.
+
+Compiled code that made its own state would be another graph the first time, and CUDA graphs want every tensor
+where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from sdtm_fx.methods.base import Method, TokenView
+from sdtm_fx.plan import MergePlan
+from sdtm_fx.runtime.call import Call
+
+
+def lay_out_ages(call: Call, groups: Sequence[int], batch: int, device: torch.device) -> None:
+    """Make the age counters that the call may read.
+
+    Args:
+        call: The call.
+        groups: The plan groups of the rewritten blocks.
+        batch: Samples in the call.
+        device: Of the tokens.
+    """
+    if call.method is None or "ages" not in call.method.needs:
+        return
+    shape = (_rows(call, batch), call.grid[0] * call.grid[1])
+    with torch.inference_mode(False):
+        for key in (0,) if call.one_age_counter else groups:
+            if key not in call.state.ages:
+                call.state.ages[key] = torch.zeros(shape, dtype=torch.int32, device=device)
+
+
+def lay_out_plans(call: Call, groups: Sequence[int], batch: int, device: torch.device) -> None:
+    """Make the tensors that plans are kept in, where the call keeps them.
+
+    Args:
+        call: The call.
+        groups: The plan groups of the rewritten blocks.
+        batch: Samples in the call.
+        device: Of the tokens.
+    """
+    state, stage, remove = call.state, call.phase.stage, call.phase.remove
+    if not call.keep_plans or stage is None or call.method is None or call.method.name == "skip":
+        return
+    state.held = stage, remove
+    if state.held not in state.laid_out:
+        shape = _plan_of(call.method, call.grid, _rows(call, batch), remove)
+        state.laid_out[state.held] = {group: _empty(shape, device) for group in groups}
+    state.plans = state.laid_out[state.held]
+
+
+def _rows(call: Call, batch: int) -> int:
+    """How many plans the batch has."""
+    return 1 if call.share_batch else batch // call.halves
+
+
+def _plan_of(method: Method, grid: tuple[int, int], rows: int, remove: int) -> MergePlan:
+    """A plan on fake tensors: what its sizes are."""
+    tokens = grid[0] * grid[1]
+    with FakeTensorMode():
+        view = TokenView(
+            metric=torch.empty(rows, tokens, 8),
+            grid=grid,
+            ages=torch.empty(rows, tokens, dtype=torch.int32) if "ages" in method.needs else None,
+            attention=torch.empty(rows, tokens) if "attention" in method.needs else None,
+        )
+        return method.plan(view, remove)
+
+
+def _empty(shape: MergePlan, device: torch.device) -> MergePlan:
+    with torch.inference_mode(False):
+        assign, positions, order, starts = (
+            torch.zeros(t.shape, dtype=t.dtype, device=device)
+            for t in (shape.assign, shape.positions, shape.order, shape.starts)
+        )
+    return replace(shape, assign=assign, positions=positions, order=order, starts=starts)
