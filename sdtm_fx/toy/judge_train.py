@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Callable
@@ -14,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from sdtm_fx.errors import SdtmFxError
-from sdtm_fx.toy.files import read_checkpoint
 from sdtm_fx.toy.judge import Judge
 from sdtm_fx.toy.judge_data import judge_batch
+from sdtm_fx.toy.runs import check_same_run, run_to_end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,12 +111,7 @@ class JudgeTrainer:
         Raises:
             SdtmFxError: If the checkpoint belongs to a run with another configuration.
         """
-        saved, mine = state["config"], dataclasses.asdict(self.config)
-        other = [f"{key} {saved.get(key)} (now {now})" for key, now in mine.items() if saved.get(key) != now]
-        if other:
-            raise SdtmFxError(
-                f"judge: the checkpoint is of another run: {', '.join(other)}; resume with its settings"
-            )
+        check_same_run("judge", state["config"], self.config)
         self.step, self.losses, self.seconds = state["step"], list(state["losses"]), state["seconds"]
         self.judge.load_state_dict(state["judge"])
         self.optimiser.load_state_dict(state["optimiser"])
@@ -154,19 +148,7 @@ def train_judge(
     Raises:
         SdtmFxError: If there is nothing to resume, a run would be overwritten, or the checkpoint is not whole.
     """
-    trainer, path = JudgeTrainer(config), folder / "checkpoint.pt"
-    if path.is_file() and not resume:
-        raise SdtmFxError(f"judge: {folder} holds a run already; pass --resume to go on, or another --out")
-    if resume:
-        trainer.load_state_dict(read_checkpoint(path))
-    folder.mkdir(parents=True, exist_ok=True)
-    on_step(trainer)
-    while trainer.step < config.steps:
-        trainer.train_step()
-        on_step(trainer)
-        if trainer.step % every == 0 or trainer.step == config.steps:
-            _save(trainer, path)
-    return trainer
+    return run_to_end(JudgeTrainer(config), folder, "judge", resume=resume, every=every, on_step=on_step)
 
 
 def finished_judge(trainer: JudgeTrainer) -> Judge:
@@ -189,15 +171,6 @@ def export_judge(trainer: JudgeTrainer, folder: Path) -> None:
         folder: Made if it is not there.
     """
     finished_judge(trainer).half().save_pretrained(folder)
-
-
-def _save(trainer: JudgeTrainer, path: Path) -> None:
-    """Write the checkpoint and the losses; a crash while writing leaves the last checkpoint whole."""
-    partial = path.with_suffix(".pt.part")
-    torch.save(trainer.state_dict(), partial)
-    partial.replace(path)
-    curve = {"config": dataclasses.asdict(trainer.config), "seconds": trainer.seconds, "loss": trainer.losses}
-    path.with_name("losses.json").write_text(json.dumps(curve), encoding="utf-8")
 
 
 def _rate(step: int, config: JudgeConfig) -> float:

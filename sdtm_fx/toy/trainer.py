@@ -17,6 +17,7 @@ from sdtm_fx.toy.captions import CaptionEncoder
 from sdtm_fx.toy.flux import build_flux, flux_velocity
 from sdtm_fx.toy.model import TEXT_WIDTH
 from sdtm_fx.toy.muon import Muon
+from sdtm_fx.toy.runs import check_same_run
 from sdtm_fx.toy.sd3 import build_sd3, sd3_velocity
 
 _BUILDERS: dict[str, tuple[Callable[[int], nn.Module], Callable[..., Tensor]]] = {
@@ -189,12 +190,7 @@ class Trainer:
         Raises:
             SdtmFxError: If the checkpoint belongs to a run with another configuration.
         """
-        saved: dict[str, Any] = state["config"]
-        mine = dataclasses.asdict(self.config)
-        other = [f"{key} {saved.get(key)} (now {now})" for key, now in mine.items() if saved.get(key) != now]
-        if other:
-            found = ", ".join(other)
-            raise SdtmFxError(f"train: the checkpoint is of another run: {found}; resume with its settings")
+        check_same_run("train", state["config"], self.config)
         self.step, self.losses, self.seconds = state["step"], list(state["losses"]), state["seconds"]
         self.toy.load_state_dict(state["toy"])
         self.average = {name: value.clone() for name, value in state["average"].items()}

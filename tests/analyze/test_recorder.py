@@ -167,7 +167,7 @@ def test_half_precision_is_measured_in_float32() -> None:
     ("make", "names"),
     [
         (sd3, {"sd3-medium", "sd3-medium-forecast", "toy-sd3"}),
-        (flux, {"flux.1-dev", "flux.1-schnell"}),
+        (flux, {"flux.1-dev", "flux.1-schnell", "toy-flux"}),
         (lambda: sd3(dual_attention_layers=(0,), qk_norm="rms_norm"), {"sd3.5-medium"}),
     ],
 )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sdtm_fx.recipe import Recipe, load_recipe
 from sdtm_fx.toy import CaptionEncoder, ToySD3Pipeline, sample_scene
-from sdtm_fx.toy.model import build_transformer
+from sdtm_fx.toy.sd3 import build_sd3
 from tests.pipelines import randomize
 
 
@@ -46,7 +46,7 @@ def judge() -> FakeJudge:
 
 
 def tiny_pipeline() -> Any:
-    transformer = build_transformer(num_layers=2, num_heads=2, head_dim=8).eval()
+    transformer = build_sd3(num_layers=2, num_heads=2, head_dim=8).eval()
     randomize(transformer, seed=0, scale=0.2)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -6,8 +6,9 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from sdtm_fx.toy.captions import CaptionEncoder
-from sdtm_fx.toy.model import TEXT_WIDTH, build_transformer
+from sdtm_fx.toy.model import TEXT_WIDTH
 from sdtm_fx.toy.pipeline import ToySD3Pipeline
+from sdtm_fx.toy.sd3 import build_sd3
 
 SIZE = {"height": 32, "width": 32}
 """16 x 16 tokens."""
@@ -17,7 +18,7 @@ SMALL = {"sites.*.expect": None, "plan.round_to": 1}
 
 
 def tiny_pipeline() -> ToySD3Pipeline:
-    transformer = build_transformer(seed=1, num_layers=2, num_heads=2, head_dim=16).eval()
+    transformer = build_sd3(seed=1, num_layers=2, num_heads=2, head_dim=16).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for param in transformer.parameters():

@@ -6,33 +6,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 
 from sdtm_fx.errors import SdtmFxError
-from sdtm_fx.toy.captions import CaptionEncoder
-from sdtm_fx.toy.model import TEXT_WIDTH
 from sdtm_fx.toy.pipeline import ToySD3Pipeline
-from sdtm_fx.toy.sd3 import build_sd3
+from tests.evaluate.tiny import tiny_pipeline
 
 PROMPT = "a large plain red circle at the centre on a plain blue background"
 
 
 @pytest.fixture(scope="module")
 def pipe() -> ToySD3Pipeline:
-    """A small untrained pipeline whose every weight does something."""
-    transformer = build_sd3(seed=1, num_layers=2, num_heads=2, head_dim=16).eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for param in transformer.parameters():
-            if not param.any():
-                param.copy_(torch.randn(param.shape, generator=generator) * 0.1)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        encoder = CaptionEncoder(width=TEXT_WIDTH, pooled_width=TEXT_WIDTH).eval()
-    pipeline = ToySD3Pipeline(transformer, encoder, FlowMatchEulerDiscreteScheduler(shift=2.0))
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return tiny_pipeline()
 
 
 def draw(pipe: ToySD3Pipeline, prompt: Any = PROMPT, **kwargs: Any) -> Any:
