@@ -40,15 +40,25 @@ def record_plans(target: Any) -> Iterator[PlanRecord]:
         The record; it is kept after the block. `PlanRecord.at` picks from it.
 
     Raises:
-        RewriteError: Nothing is rewritten there, or it is rewritten anew inside the block.
+        RewriteError: Nothing is rewritten there, it is compiled, or it is rewritten anew inside the block.
     """
     record = PlanRecord()
     with contextlib.ExitStack() as stack:
         for model in rewritten_models(target):
             rewriting = rewriting_of(model)
             assert rewriting is not None
+            _refuse_compiled(model, rewriting)
             _Recorder(model, rewriting, record).install(stack)
         yield record
+
+
+def _refuse_compiled(model: nn.Module, rewriting: Rewriting) -> None:
+    """Plans are tensors inside compiled code, which nobody outside can read."""
+    if rewriting.is_compiled:
+        raise RewriteError(
+            f"record_plans: {type(model).__name__} is compiled; record before sdtm_fx.compile, "
+            "or rewrite the model once more, which takes the compilation back"
+        )
 
 
 class _Recorder:

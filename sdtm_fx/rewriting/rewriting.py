@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from sdtm_fx.capture.hooked import Forward, clear_inner_forward, set_inner_forward
 from sdtm_fx.compiling.phases import PhaseKey, host_only, one_phase, own_code
+from sdtm_fx.errors import RewriteError
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewriting.programs import ProgramCache
 from sdtm_fx.runtime.binding import BlockBinding, Executor
@@ -125,7 +126,14 @@ class Rewriting:
             blocks: Runs its rewritten blocks.
             others: Forwards of its other blocks, as unbound functions by path.
             cuda_graphs: Whether calls are marked for CUDA graphs.
+
+        Raises:
+            RewriteError: If someone records plans, which compiled code keeps to itself.
         """
+        if self.runtime.watchers and (whole is not None or blocks is not None):
+            raise RewriteError(
+                f"{type(model).__name__} cannot be compiled inside record_plans; leave the block first"
+            )
         self._uninstall_others(model)
         self.executor, self.others = whole, dict(others or {})
         for binding in self.bindings.values():
@@ -134,6 +142,11 @@ class Rewriting:
         self.runtime.marks_steps = cuda_graphs
         self.runtime.state.clear()
         self._install_others(model)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether compiled code runs the model or its blocks."""
+        return self.runtime.static
 
     def compiled_by(self) -> dict[str, Any]:
         """The arguments of the last `compile_by`."""

@@ -230,3 +230,22 @@ def test_a_restored_model_is_recorded_no_more_and_one_rewritten_anew_is_refused(
         ):
             run_steps(model, inputs)
     assert len(run_steps(model, inputs)) == STEPS
+
+
+def test_compiled_code_keeps_its_plans_to_itself() -> None:
+    model = sdtm_fx.rewrite(SD3.model(), SD3.recipe())
+    with (
+        sdtm_fx.record_plans(model),
+        pytest.raises(sdtm_fx.RewriteError, match="cannot be compiled inside record_plans; leave the block"),
+    ):
+        sdtm_fx.compile(model, backend="eager")
+    sdtm_fx.compile(model, backend="eager")
+    with (
+        pytest.raises(sdtm_fx.RewriteError, match=r"SD3Transformer2DModel is compiled; record before sdtm_fx"),
+        sdtm_fx.record_plans(model),
+    ):
+        pass
+    sdtm_fx.rewrite(model, SD3.recipe())
+    with sdtm_fx.record_plans(model) as record:
+        run_steps(model, SD3.inputs())
+    assert len(record) > 0
