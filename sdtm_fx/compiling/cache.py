@@ -35,11 +35,15 @@ def load_compile_cache(path: str | Path) -> None:
         path: What `save_compile_cache` has written. Only load files that you trust: they hold code.
 
     Raises:
-        PackageError: There is no such file.
+        PackageError: There is no such file, or it is no whole cache.
     """
     file = Path(path)
     if not file.is_file():
         raise PackageError(
             f"no compile cache at {file}; accepted: a file that save_compile_cache has written"
         )
-    torch.compiler.load_cache_artifacts(file.read_bytes())
+    if torch.compiler.load_cache_artifacts(file.read_bytes()) is None:
+        raise PackageError(
+            f"{file} is not a whole compile cache ({file.stat().st_size} bytes): it was cut short, damaged, or made "
+            "by another version of torch; write it anew with save_compile_cache"
+        )

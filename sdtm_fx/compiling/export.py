@@ -12,7 +12,15 @@ import torch
 
 from sdtm_fx.compiling.carried import FeatureKey, call_with, state_tensors
 from sdtm_fx.compiling.features import FeatureLayout
-from sdtm_fx.compiling.manifest import WEIGHTS, Manifest, PackagedPhase, PackagedSize
+from sdtm_fx.compiling.manifest import (
+    WEIGHTS,
+    Described,
+    Manifest,
+    PackagedPhase,
+    PackagedSize,
+    described,
+    processor,
+)
 from sdtm_fx.compiling.phases import PhaseKey
 from sdtm_fx.compiling.warmup import Size, warm_up
 from sdtm_fx.compiling.whole import WholeExecutor
@@ -73,11 +81,12 @@ def export(
     finally:
         rewriting.compile_by(model, **before)
     torch.save(exporter.weights, folder / WEIGHTS)
-    runtime = rewriting.runtime
+    runtime, device = rewriting.runtime, next(model.parameters()).device.type
+    written = [WEIGHTS, *(phase.file for size in packaged for phase in size.phases.values())]
     Manifest(
         model=type(model).__name__,
         recipe=rewriting.recipe.to_yaml(),
-        device=next(model.parameters()).device.type,
+        device=device,
         dtype=str(getattr(model, "dtype", next(model.parameters()).dtype)),
         names=runtime.signature.names,
         defaults=_json_only(runtime.signature.defaults),
@@ -85,6 +94,8 @@ def export(
         config=_json_only(dict(getattr(model, "config", {}))),
         groups=runtime.groups,
         sizes=packaged,
+        processor=processor(device),
+        files={name: (folder / name).stat().st_size for name in written},
     ).save(folder)
     return folder
 
@@ -100,7 +111,7 @@ def _check_ratios(rewriting: Rewriting) -> None:
 def _export_size(
     model: torch.nn.Module, rewriting: Rewriting, exporter: _Exporter, size: Size, number: int
 ) -> PackagedSize:
-    exporter.prefix, exporter.phases, exporter.shapes = f"{number}_", {}, {}
+    exporter.prefix, exporter.phases, exporter.shapes, exporter.arguments = f"{number}_", {}, {}, {}
     warm_up(model, rewriting, size)
     return PackagedSize(
         grid=size.grid,
@@ -110,6 +121,7 @@ def _export_size(
         schedule=rewriting.runtime.schedule(size.steps, size.grid, size.text),
         phases=exporter.phases,
         shapes=exporter.shapes,
+        arguments=exporter.arguments,
     )
 
 
@@ -121,7 +133,8 @@ class _Exporter(WholeExecutor):
     configs: Mapping[str, Any] = field(default_factory=dict)
     prefix: str = ""
     phases: dict[str, PackagedPhase] = field(default_factory=dict)
-    shapes: dict[FeatureKey, tuple[tuple[int, ...], str]] = field(default_factory=dict)
+    shapes: dict[FeatureKey, Described] = field(default_factory=dict)
+    arguments: dict[str, Described] = field(default_factory=dict)
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
     constants: dict[str, Any] = field(default_factory=dict)
 
@@ -139,15 +152,15 @@ class _Exporter(WholeExecutor):
         assert call is not None
         if call.variant is not None:
             self.prepare(rewriting, model, args, kwargs)
-        self.shapes |= {
-            key: (tuple(f.newer.shape), str(f.newer.dtype)) for key, f in call.state.features.items()
-        }
+        self.shapes |= {key: described(f.newer) for key, f in call.state.features.items()}
         label = PhaseKey.of(call).label(rewriting.recipe)
         if label not in self.phases:
             features = _features_of(rewriting, call)
             arguments = runtime.signature.bind(args, kwargs)
             file = f"{self.prefix}{label}.pt2"
-            self._export(_Phase(model, own, runtime, call, features, arguments), file)
+            phase = _Phase(model, own, runtime, call, features, arguments)
+            self.arguments = {name: described(value) for name, value in phase.tensors.items()}
+            self._export(phase, file)
             self.phases[label] = PackagedPhase(file, features)
         return own(*args, **kwargs)
 
@@ -185,7 +198,7 @@ class _Phase(torch.nn.Module):
         super().__init__()
         self.model = model
         self.own, self.runtime, self.call, self.features = own, runtime, call, features
-        self.tensors = {k: v for k, v in arguments.items() if isinstance(v, torch.Tensor)}
+        self.tensors = {k: v.contiguous() for k, v in arguments.items() if isinstance(v, torch.Tensor)}
         self.constants = {k: v for k, v in arguments.items() if not isinstance(v, torch.Tensor)}
 
     def forward(self, arguments: dict[str, torch.Tensor], state: dict[str, torch.Tensor]) -> Any:

@@ -16,7 +16,7 @@ from sdtm_fx.capture.example import text_length
 from sdtm_fx.clock import Clock
 from sdtm_fx.clock_sources import ManualSteps
 from sdtm_fx.compiling.carried import state_tensors
-from sdtm_fx.compiling.manifest import WEIGHTS, Manifest, PackagedSize
+from sdtm_fx.compiling.manifest import WEIGHTS, Described, Manifest, PackagedSize, described
 from sdtm_fx.compiling.phases import PhaseKey
 from sdtm_fx.errors import PackageError
 from sdtm_fx.phase import Schedule
@@ -115,7 +115,8 @@ class PackagedModel(torch.nn.Module):
         """Run the phase of the current step.
 
         Raises:
-            PackageError: This size, this number of steps or this phase was not exported.
+            PackageError: This size, this number of steps or this phase was not exported, or an argument is not what it
+                was then.
             ClockError: The step is not known.
         """
         runtime = self._runtime
@@ -137,7 +138,8 @@ class PackagedModel(torch.nn.Module):
             raise PackageError(f"this package has no phase {label}; it has {', '.join(size.phases)}")
         if call.variant is not None and call.variant.refresh is not None:
             self._lay_out(size, call, phase.features)
-        tensors = {k: v for k, v in arguments.items() if isinstance(v, torch.Tensor)}
+        # Compiled ahead of time, a phase reads memory as it was laid out then, and does not look.
+        tensors = {k: v.contiguous() for k, v in arguments.items() if isinstance(v, torch.Tensor)}
         return self._phase(phase.file)(tensors, state_tensors(call, phase.features))
 
     def _phase(self, file: str) -> Any:
@@ -168,8 +170,28 @@ class PackagedModel(torch.nn.Module):
         text = text_length(self._runtime.recipe, arguments)
         for size in self.manifest.sizes:
             if (size.grid, size.batch, size.text) == (grid, batch, text):
+                _check_arguments(size, arguments, self.manifest)
                 return size
         raise PackageError(
             f"this package was not made for {grid[0]}x{grid[1]} tokens, batch {batch}, {text} text tokens; "
             f"it has {'; '.join(size.says() for size in self.manifest.sizes)}"
         )
+
+
+def _check_arguments(size: PackagedSize, arguments: dict[str, Any], manifest: Manifest) -> None:
+    """Raise unless every argument is what the phases were compiled for."""
+    found = {k: described(v) for k, v in arguments.items() if isinstance(v, torch.Tensor)}
+    for name in sorted({*found, *size.arguments}):
+        if found.get(name) != size.arguments.get(name):
+            raise PackageError(
+                f"this package was made for {name}: {_says(size.arguments.get(name))}; "
+                f"found {_says(found.get(name))}"
+            )
+    for name, value in arguments.items():
+        fixed = manifest.constants.get(name, value)
+        if name != "return_dict" and not isinstance(value, torch.Tensor) and value != fixed:
+            raise PackageError(f"this package was made for {name}={fixed!r}, found {value!r}")
+
+
+def _says(tensor: Described | None) -> str:
+    return "no tensor" if tensor is None else f"{list(tensor[0])} {tensor[1]}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from sdtm_fx.errors import PackageError
 from sdtm_fx.phase import Phase, Schedule
 
 FORMAT = 1
+Described = tuple[tuple[int, ...], str]
+"""Shape and dtype of a tensor."""
+
 MANIFEST, WEIGHTS = "manifest.json", "weights.pt"
 
 
@@ -43,6 +47,7 @@ class PackagedSize:
         schedule: Which phase every step runs.
         phases: The exported phases, by label.
         shapes: Shape and dtype of every feature.
+        arguments: Shape and dtype of every tensor that the model is called with.
     """
 
     grid: tuple[int, int]
@@ -51,7 +56,8 @@ class PackagedSize:
     halves: int
     schedule: Schedule
     phases: dict[str, PackagedPhase]
-    shapes: dict[FeatureKey, tuple[tuple[int, ...], str]]
+    shapes: dict[FeatureKey, Described]
+    arguments: dict[str, Described]
 
     def says(self) -> str:
         """The size in words."""
@@ -74,6 +80,8 @@ class Manifest:
         config: The model's configuration, as far as JSON holds it.
         groups: The plan groups of the rewritten blocks.
         sizes: What was exported.
+        processor: What the code was compiled for: the GPU's architecture, or the vector instructions of the CPU.
+        files: Bytes of every file beside the manifest, by name.
     """
 
     model: str
@@ -86,6 +94,8 @@ class Manifest:
     config: dict[str, Any]
     groups: tuple[int, ...]
     sizes: tuple[PackagedSize, ...]
+    processor: str
+    files: dict[str, int]
 
     def save(self, folder: Path) -> None:
         """Write the manifest into the folder."""
@@ -95,6 +105,7 @@ class Manifest:
                 "schedule": asdict(size.schedule),
                 "phases": {label: asdict(phase) for label, phase in size.phases.items()},
                 "shapes": [[*key, *shape] for key, shape in size.shapes.items()],
+                "arguments": size.arguments,
             }
             for size in self.sizes
         ]
@@ -107,7 +118,8 @@ class Manifest:
         """Read and check the manifest of a folder.
 
         Raises:
-            PackageError: There is none, or it was made by another version or for a device that is not here.
+            PackageError: There is none, it was made by another version or for a device that is not here, or a file
+                of the folder is missing or not whole.
         """
         path = folder / MANIFEST
         if not path.is_file():
@@ -124,8 +136,44 @@ class Manifest:
                 )
         if data["device"] == "cuda" and not torch.cuda.is_available():
             raise PackageError(f"{path}: compiled for cuda, and this machine has no CUDA device")
+        here = processor(data["device"])
+        if data["processor"] != here:
+            raise PackageError(
+                f"{path}: compiled for {data['processor']}, this machine has {here}. Export the model here"
+            )
+        _check_files(folder, data["files"])
         data["sizes"] = tuple(_size(size) for size in data["sizes"])
         return Manifest(**{**data, "names": tuple(data["names"]), "groups": tuple(data["groups"])})
+
+
+def processor(device: str) -> str:
+    """What compiled code on a device depends on: ``sm_90`` of a GPU, ``AVX512`` of a CPU.
+
+    Args:
+        device: "cuda" or "cpu".
+    """
+    if device == "cuda":
+        major, minor = torch.cuda.get_device_capability()
+        return f"sm_{major}{minor}"
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def described(tensor: torch.Tensor) -> Described:
+    """Shape and dtype of a tensor."""
+    return tuple(tensor.shape), str(tensor.dtype)
+
+
+def _check_files(folder: Path, files: dict[str, int]) -> None:
+    for name, size in files.items():
+        file = folder / name
+        found = file.stat().st_size if file.is_file() else None
+        if found != size:
+            what = (
+                "is missing"
+                if found is None
+                else f"has {found} bytes instead of {size}: it was cut short or changed"
+            )
+            raise PackageError(f"{file} {what}. Copy the whole folder, or export the model again")
 
 
 def _versions() -> dict[str, str]:
@@ -156,4 +204,5 @@ def _size(data: dict[str, Any]) -> PackagedSize:
         schedule,
         phases,
         shapes,
+        {name: (tuple(shape), dtype) for name, (shape, dtype) in data["arguments"].items()},
     )

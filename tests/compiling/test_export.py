@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 import sdtm_fx
-from sdtm_fx.compiling.manifest import MANIFEST
+from sdtm_fx.compiling.manifest import MANIFEST, WEIGHTS
 from sdtm_fx.errors import PackageError, RewriteError, ScheduleError
 from tests.compiling.counting import FEW, phases_of
 from tests.user.cases import SD3, run_steps
@@ -107,12 +108,46 @@ def test_what_a_package_was_not_made_for_is_an_error(
 
 
 @pytest.mark.slow
+def test_arguments_are_those_that_were_exported_whatever_their_strides(
+    package: tuple[Path, list[Any], list[torch.Tensor]],
+) -> None:
+    folder, calls, eager = package
+    model = sdtm_fx.load(folder)
+    # Pipelines expand one time to the batch: a stride of 0, which compiled code would not notice.
+    expanded = {**calls[0], "timestep": calls[0]["timestep"][:1].expand(2)}
+    with model.steps():
+        output = model(**expanded).sample
+    torch.testing.assert_close(output, eager[0], rtol=ROUNDING, atol=ROUNDING)
+    double = {**calls[0], "timestep": calls[0]["timestep"].double()}
+    with (
+        pytest.raises(PackageError, match=r"for timestep: \[2\] torch\.float32; found \[2\] torch\.float64"),
+        model.steps(),
+    ):
+        model(**double)
+    missing = {k: v for k, v in calls[0].items() if k != "pooled_projections"}
+    with (
+        pytest.raises(
+            PackageError, match=r"for pooled_projections: \[2, \d+\] torch\.float32; found no tensor"
+        ),
+        model.steps(),
+    ):
+        model(**missing)
+    with (
+        pytest.raises(PackageError, match=r"made for skip_layers=None, found \[0\]"),
+        model.steps(),
+    ):
+        model(**calls[0], skip_layers=[0])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"torch": "2.0.0"}, r"made by torch 2\.0\.0, this is torch .*Export the model again"),
         ({"sdtm_fx": "0.0.1"}, r"made by sdtm_fx 0\.0\.1, this is sdtm_fx"),
         ({"format": 0}, "another format; accepted: format 1"),
+        ({"processor": "i386 MMX"}, r"compiled for i386 MMX, this machine has .*Export the model here"),
+        ({"files": {"weights.pt": 12}}, r"weights\.pt is missing\. Copy the whole folder, or export"),
         ({"device": "cuda"}, "compiled for cuda, and this machine has no CUDA device"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -126,6 +161,18 @@ def test_a_package_of_another_world_is_refused(
     (tmp_path / MANIFEST).write_text(json.dumps({**manifest, **change}))
     with pytest.raises(PackageError, match=message):
         sdtm_fx.load(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_package_cut_short_is_refused(
+    package: tuple[Path, list[Any], list[torch.Tensor]], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(package[0], tmp_path / "copy")
+    sdtm_fx.load(folder)
+    weights = folder / WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(PackageError, match=r"weights\.pt has 100 bytes instead of \d+: it was cut short"):
+        sdtm_fx.load(folder)
 
 
 def test_a_folder_without_a_package_is_an_error(tmp_path: Path) -> None:
@@ -194,6 +241,10 @@ def test_a_second_process_starts_warm(tmp_path: Path, monkeypatch: pytest.Monkey
     assert max(graphs[0], whole[0]) == phases_of(model, 8)
 
 
-def test_a_missing_cache_is_an_error(tmp_path: Path) -> None:
+def test_a_missing_or_damaged_cache_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(PackageError, match="no compile cache at"):
         sdtm_fx.load_compile_cache(tmp_path / "none.bin")
+    broken = tmp_path / "broken.bin"
+    broken.write_bytes(b"not a cache")
+    with pytest.raises(PackageError, match=r"broken\.bin is not a whole compile cache \(11 bytes\)"):
+        sdtm_fx.load_compile_cache(broken)

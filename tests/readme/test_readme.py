@@ -57,12 +57,12 @@ def test_the_python_blocks_run_one_after_the_other(
     pretend_sd3(monkeypatch)
     monkeypatch.chdir(tmp_path)
     found = blocks("python")
-    assert len(found) == 6
+    assert len(found) == 9
     names: dict[str, Any] = {}
     for number, block in enumerate(found, start=1):
         exec(compile(block, f"README.md, python block {number}", "exec"), names)
     assert "recipe sd3-medium" in capsys.readouterr().out
-    assert names["image"].size == (64, 64)
+    assert names["image"].size == (32, 32)
     assert names["velocity"].shape == (2, 3, 32, 32)
     assert names["recipe"].stages[1].method.name == "skip"
     assert names["merged"].shape == (1, 640, 64)
@@ -80,7 +80,8 @@ def test_the_recipes_load_and_match_what_they_are_for() -> None:
 
 
 @pytest.mark.slow
-def test_the_shell_commands_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_shell_commands_exist(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     lines = [shlex.split(line, comments=True) for block in blocks("sh") for line in block.splitlines()]
     assert {line[0] for line in lines} == {"make", "sdtm-fx"}
