@@ -129,6 +129,8 @@ def _time_stage(
         metric = _metric(x, whole_batch, halves)
         needed = ages if "ages" in method.needs else None
         made = method.plan(TokenView(metric, grid, needed, None, salt), remove)
+        if needed is not None:
+            needed.copy_(made.next_ages(needed))
         return made if whole_batch or halves == 1 else made.repeat(halves)
 
     def merge(plan: MergePlan, x: torch.Tensor) -> torch.Tensor:
