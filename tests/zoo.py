@@ -87,9 +87,10 @@ def _wan_inputs(batch: int, grid: tuple[int, int], text: int) -> dict[str, Any]:
     return latent_inputs(batch, grid, text) | video | {"timestep": torch.full((batch,), 500)}
 
 
-def _pixart() -> nn.Module:
+def pixart(layers: int = 2) -> nn.Module:
+    """Cross-attention beside self-attention; diffusers compiles none of its blocks by itself."""
     return PixArtTransformer2DModel(
-        sample_size=8, num_layers=2, patch_size=2, attention_head_dim=8, num_attention_heads=2,
+        sample_size=8, num_layers=layers, patch_size=2, attention_head_dim=8, num_attention_heads=2,
         caption_channels=32, in_channels=4, cross_attention_dim=16, out_channels=8,
         norm_type="ada_norm_single",
         norm_elementwise_affine=False, use_additional_conditions=False,
@@ -134,7 +135,7 @@ ZOO: dict[str, Family] = {
         flux_inputs,
         ("transformer_blocks", "single_transformer_blocks"),
     ),
-    "pixart": Family(_pixart, _pixart_inputs, ("transformer_blocks",)),
+    "pixart": Family(pixart, _pixart_inputs, ("transformer_blocks",)),
     "auraflow": Family(_auraflow, latent_inputs, ("joint_transformer_blocks", "single_transformer_blocks")),
     "sana": Family(_sana, _sana_inputs, ("transformer_blocks",)),
     "wan": Family(_wan, _wan_inputs, ("blocks",)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ class BenchModel:
     Attributes:
         build: Its class.
         config: The published configuration.
-        layers: Names of the layer counts in `config`, longest part first.
+        layers: Names of the numbers of blocks in `config`, in the order that the blocks run in.
         pixels: Pixels of the image per token, in each direction.
         text: Text tokens in the published pipeline.
         halves: CFG halves stacked in one call.
@@ -81,20 +82,29 @@ def bench_model(name: str) -> BenchModel:
     return MODELS[name]
 
 
-def build(model: BenchModel, layers: int | None, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
+def config_of(model: BenchModel, layers: Sequence[int] | None) -> dict[str, Any]:
+    """The published configuration, with other numbers of blocks.
+
+    Args:
+        model: What to build.
+        layers: How many blocks of each kind, in the order of `BenchModel.layers`; None for all.
+    """
+    return {**model.config, **dict(zip(model.layers, layers or (), strict=layers is not None))}
+
+
+def build(
+    model: BenchModel, layers: Sequence[int] | None, dtype: torch.dtype, device: torch.device
+) -> torch.nn.Module:
     """Build a model with seeded random weights, of small scale so that values stay finite in half precision.
 
     Args:
         model: What to build.
-        layers: How many blocks of each kind; None for all.
+        layers: How many blocks of each kind, in the order of `BenchModel.layers`; None for all.
         dtype: Of the weights.
         device: Of the weights.
     """
-    config = dict(model.config)
-    if layers is not None:
-        config.update(dict.fromkeys(model.layers, layers))
     with torch.device("meta"):
-        built = model.build(**config)
+        built = model.build(**config_of(model, layers))
     built = built.to_empty(device=device).to(dtype).eval().requires_grad_(False)
     generator = torch.Generator(device=device).manual_seed(0)
     for tensor in [*built.parameters(), *built.buffers()]:

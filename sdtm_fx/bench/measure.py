@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
 
 import torch
 
 from sdtm_fx.bench.breakdown import breakdown
-from sdtm_fx.bench.configs import BenchModel, build
-from sdtm_fx.capture.example import ExampleSize, example_call
-from sdtm_fx.compiling.compile import compile
+from sdtm_fx.bench.configs import BenchModel
+from sdtm_fx.bench.pairing import BenchSetup, pair_of_models
 from sdtm_fx.explaining.explain import explain
 from sdtm_fx.explaining.report import Explanation, PhaseReport
+from sdtm_fx.phase import Phase
 from sdtm_fx.recipe.schema import Recipe
-from sdtm_fx.rewrite import rewrite, steps
-from sdtm_fx.rewriting.rewriting import rewriting_of
+from sdtm_fx.rewrite import steps
+from sdtm_fx.rewriting.rewriting import Rewriting
+from sdtm_fx.runtime.call import Variant
 
 
 @dataclass(frozen=True)
@@ -35,6 +32,9 @@ class StageTiming:
         ratios: Dense time over merged time, one per pair of runs.
         dense_seconds: Median time of a dense call.
         merged_seconds: Median time of a merged call.
+        plans: How many plans a merged call makes.
+        dense_bytes: Peak memory of a dense call, before the merged model has run; None where nothing counts it.
+        merged_bytes: Peak memory of a merged call, what is kept across steps included.
     """
 
     stage: str
@@ -44,6 +44,9 @@ class StageTiming:
     ratios: tuple[float, ...]
     dense_seconds: float
     merged_seconds: float
+    plans: int
+    dense_bytes: int | None = None
+    merged_bytes: int | None = None
 
     @property
     def measured(self) -> float:
@@ -54,75 +57,6 @@ class StageTiming:
     def efficiency(self) -> float:
         """Measured speedup over theoretical speedup."""
         return self.measured / self.theoretical
-
-
-@dataclass(frozen=True)
-class BenchSetup:
-    """What to measure.
-
-    Attributes:
-        ratio: Fraction of the image tokens removed.
-        layers: Blocks of each kind; None for the whole model.
-        height: Pixels of the image.
-        width: Pixels of the image.
-        batch: Images; CFG halves come on top.
-        dtype: Of weights and activations.
-        device: Where to run.
-        runs: Pairs of runs per stage.
-        compiled: Compile both: the dense model whole, the merged one phase by phase.
-        mode: Of torch.compile, for both.
-    """
-
-    ratio: float
-    layers: int | None
-    height: int
-    width: int
-    batch: int
-    dtype: torch.dtype
-    device: torch.device
-    runs: int
-    compiled: bool = False
-    mode: str | None = None
-
-
-@dataclass(frozen=True)
-class Pairing:
-    """A dense and a merged model on the same weights, ready to be timed.
-
-    Attributes:
-        dense: The dense model, compiled where the setup says so.
-        merged: The merged one, alike.
-        arguments: Arguments of a call.
-        size: Their size.
-        device: Where both run.
-    """
-
-    dense: Callable[..., Any]
-    merged: torch.nn.Module
-    arguments: Mapping[str, Any]
-    size: ExampleSize
-    device: torch.device
-
-    def time_pair(self) -> tuple[float, float]:
-        """Seconds of a dense call and of a merged one right after it."""
-        return _seconds(self.dense, self.arguments, self.device), _seconds(
-            self.merged, self.arguments, self.device
-        )
-
-
-def pair_of_models(model: BenchModel, recipe: Recipe, setup: BenchSetup) -> Pairing:
-    """Build a model, and rewrite a copy that shares its weights."""
-    merged = build(model, setup.layers, setup.dtype, setup.device)
-    dense: Any = copy.deepcopy(merged, {id(t): t for t in [*merged.parameters(), *merged.buffers()]})
-    rewrite(merged, recipe)
-    grid = (setup.height // model.pixels, setup.width // model.pixels)
-    size = ExampleSize(setup.batch * model.halves, model.text, grid)
-    arguments = _noise(example_call(merged, recipe, size))
-    if setup.compiled:
-        torch.compiler.reset()
-        compile(merged, mode=setup.mode, dynamic=False)
-        dense = torch.compile(dense, mode=setup.mode, dynamic=False, fullgraph=True)
-    return Pairing(dense, merged, arguments, size, setup.device)
 
 
 def bench_stages(
@@ -141,23 +75,43 @@ def bench_stages(
     """
     flat = _at_one_ratio(recipe, setup.ratio)
     pairing = pair_of_models(model, flat, setup)
-    merged, arguments, size = pairing.merged, pairing.arguments, pairing.size
-    count = _steps_for(flat, setup.runs)
-    report = explain(merged, steps=count, grid=size.grid, batch=size.batch, text=size.text, quiet=True)
+    size, count = pairing.size, _steps_for(flat, setup.runs)
+    report = explain(
+        pairing.merged, steps=count, grid=size.grid, batch=size.batch, text=size.text, quiet=True
+    )
+    schedule = pairing.rewriting.runtime.schedule(count, size.grid, size.text)
     timings = []
-    with torch.no_grad(), steps(merged, count, cfg_halves=model.halves) as clock:
+    with torch.no_grad(), steps(pairing.merged, count, cfg_halves=model.halves) as clock:
+        pairing.run_dense()
+        dense_bytes = pairing.peak(pairing.run_dense, setup)
         for _ in range(2):  # the dense steps that features are stored in
-            merged(**arguments)
+            pairing.run_merged()
             clock.advance()
-        for phase in report.phases[1:]:
-            clock.step = phase.steps[0]
+        for phase, seen in zip(schedule.phases[1:], report.phases[1:], strict=True):
+            clock.step = seen.steps[0]
             pairs = [pairing.time_pair()]  # warm-up
             for _ in range(setup.runs):
                 clock.advance()
                 pairs.append(pairing.time_pair())
                 on_run()
-            timings.append(_timing(report, phase, pairs[1:]))
+            clock.advance()  # a second call in one step would be another graph
+            merged_bytes = pairing.peak(pairing.run_merged, setup)
+            timing = _timing(report, seen, pairs[1:], plans_per_call(pairing.rewriting, phase))
+            timings.append(replace(timing, dense_bytes=dense_bytes, merged_bytes=merged_bytes))
     return tuple(timings)
+
+
+def plans_per_call(rewriting: Rewriting, phase: Phase) -> int:
+    """How many plans a call makes in a phase: one for each group of blocks that merge."""
+    recipe, stage = rewriting.recipe, phase.stage
+    if stage is None or not phase.fresh_plan or recipe.stages[stage].method.name == "skip":
+        return 0
+    merging = (
+        binding.index
+        for binding in rewriting.bindings.values()
+        if any(Variant(stage=stage) in program.functions for program in binding.programs.values())
+    )
+    return len({index // recipe.plan.every_layers for index in merging})
 
 
 def _at_one_ratio(recipe: Recipe, ratio: float) -> Recipe:
@@ -178,7 +132,9 @@ def _steps_for(recipe: Recipe, runs: int) -> int:
     return int((runs + 4) / share) + 1
 
 
-def _timing(report: Explanation, phase: PhaseReport, pairs: list[tuple[float, float]]) -> StageTiming:
+def _timing(
+    report: Explanation, phase: PhaseReport, pairs: list[tuple[float, float]], plans: int
+) -> StageTiming:
     tokens = report.grid[0] * report.grid[1]
     return StageTiming(
         stage=phase.label,
@@ -188,30 +144,8 @@ def _timing(report: Explanation, phase: PhaseReport, pairs: list[tuple[float, fl
         ratios=tuple(dense / merged for dense, merged in pairs),
         dense_seconds=statistics.median(dense for dense, _ in pairs),
         merged_seconds=statistics.median(merged for _, merged in pairs),
+        plans=plans,
     )
-
-
-def _noise(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Put seeded noise into the latent and the embeddings; ids and times stay."""
-    generator = torch.Generator().manual_seed(0)
-
-    def fill(value: Any) -> Any:
-        if isinstance(value, torch.Tensor) and value.ndim >= 3:
-            noise = torch.randn(value.shape, generator=generator, dtype=torch.float32)
-            return noise.to(value.dtype).to(value.device)
-        return value
-
-    return {name: fill(value) for name, value in arguments.items()}
-
-
-def _seconds(model: Callable[..., Any], arguments: Mapping[str, Any], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    model(**arguments)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
 
 
 def break_down(model: BenchModel, recipe: Recipe, setup: BenchSetup) -> dict[str, dict[str, float]]:
@@ -224,21 +158,18 @@ def break_down(model: BenchModel, recipe: Recipe, setup: BenchSetup) -> dict[str
     """
     flat = _at_one_ratio(recipe, setup.ratio)
     pairing = pair_of_models(model, flat, replace(setup, compiled=False))
-    rewriting = rewriting_of(pairing.merged)
-    assert rewriting is not None
     count = _steps_for(flat, 4)
     shares: dict[str, dict[str, float]] = {}
     with torch.no_grad(), steps(pairing.merged, count, cfg_halves=model.halves) as clock:
         for _ in range(2):
-            pairing.merged(**pairing.arguments)
+            pairing.run_merged()
             clock.advance()
-        schedule = rewriting.runtime.schedule(count, pairing.size.grid, pairing.size.text)
+        schedule = pairing.rewriting.runtime.schedule(count, pairing.size.grid, pairing.size.text)
         for step in range(2, count):
             phase = schedule.phase(step)
             name = "dense" if phase.stage is None else flat.stages[phase.stage].name
             if name in shares or phase.stage is None:
                 continue
             clock.step = step
-            run = partial(pairing.merged, **pairing.arguments)
-            shares[name] = breakdown(rewriting, run, setup.device)
+            shares[name] = breakdown(pairing.rewriting, pairing.run_merged, setup.device)
     return shares

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,12 +11,13 @@ from typing import Any
 import torch
 
 from sdtm_fx.bench.configs import BenchModel
-from sdtm_fx.bench.measure import BenchSetup, Pairing, pair_of_models
+from sdtm_fx.bench.pairing import BenchSetup, Pairing, pair_of_models
+from sdtm_fx.bench.timing import seconds
 from sdtm_fx.compiling.phases import PhaseKey
 from sdtm_fx.compiling.warmup import distinct_phases, run_phase, step_identity
 from sdtm_fx.explaining.explain import explain
 from sdtm_fx.recipe.schema import Recipe
-from sdtm_fx.rewriting.rewriting import Rewriting, rewriting_of
+from sdtm_fx.rewriting.rewriting import Rewriting
 
 
 @dataclass(frozen=True)
@@ -97,31 +97,29 @@ def bench_schedule(
         ScheduleError: The recipe cannot be scheduled at this size.
     """
     pairing = pair_of_models(model, recipe.override({"sites.*.expect": None}), setup)
-    rewriting = rewriting_of(pairing.merged)
-    assert rewriting is not None
-    size = pairing.size
+    rewriting, size = pairing.rewriting, pairing.size
     report = explain(
         pairing.merged, steps=steps, grid=size.grid, batch=size.batch, text=size.text, quiet=True
     )
     schedule = rewriting.runtime.schedule(steps, size.grid, size.text)
     counts = Counter(step_identity(rewriting, schedule, t, schedule.phase(t)) for t in range(steps))
-    timings, seen = [], []
+    timings: list[PhaseTiming] = []
+    labels: list[str] = []
+    firsts: list[float] = []
 
     def run() -> None:
-        seen.append(_run_labelled(rewriting, pairing))
+        firsts.append(seconds(lambda: labels.append(_run_labelled(rewriting, pairing)), setup.device))
 
     with torch.no_grad(), rewriting.runtime.rehearsal(steps, model.halves) as clock:
         for step, phase in distinct_phases(rewriting, schedule):
-            seen.clear()
-            start = time.perf_counter()
             run_phase(rewriting, clock, schedule, step, phase, run)
-            first = time.perf_counter() - start
+            first = firsts[-1]
             pairs = [pairing.time_pair() for _ in range(setup.runs + 1)][1:]
             on_run()
             macs = report.phases[schedule.phases.index(phase)].macs
             timings.append(
                 PhaseTiming(
-                    label=seen[-1],
+                    label=labels[-1],
                     steps=counts[step_identity(rewriting, schedule, step, phase)],
                     removed=phase.remove,
                     theoretical=report.dense.total / macs.total,
