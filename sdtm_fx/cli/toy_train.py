@@ -52,6 +52,9 @@ def train(
     bfloat16: Annotated[
         bool | None, typer.Option("--bfloat16/--float32", help="Compute in bfloat16 or float32.")
     ] = None,
+    start: Annotated[
+        str | None, typer.Option(help="Folder of an earlier run; this one starts from its averaged weights.")
+    ] = None,
 ) -> None:
     """Train a toy on scenes; options that are left out are those of `sdtm_fx.toy.trainer.TrainConfig`."""
     import torch

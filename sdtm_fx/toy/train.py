@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from sdtm_fx.toy.files import read_checkpoint
 from sdtm_fx.toy.runs import run_to_end
 from sdtm_fx.toy.trainer import TrainConfig, Trainer
 
@@ -27,6 +28,10 @@ def train(
         on_step: Called after the checkpoint is read, and after each step.
 
     Raises:
-        SdtmFxError: If there is nothing to resume, a run would be overwritten, or the checkpoint is not whole.
+        SdtmFxError: If there is nothing to resume, a run would be overwritten, a checkpoint is not whole, or the run
+            to start from trained another model.
     """
-    return run_to_end(Trainer(config), folder, "train", resume=resume, every=every, on_step=on_step)
+    trainer = Trainer(config)
+    if config.start is not None and not resume:
+        trainer.start_from(read_checkpoint(Path(config.start) / "checkpoint.pt"))
+    return run_to_end(trainer, folder, "train", resume=resume, every=every, on_step=on_step)

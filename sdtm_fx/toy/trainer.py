@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,6 +43,7 @@ class TrainConfig:
         pixels: Pixels per batch of the steps around 32 x 32 px.
         high_pixels: Pixels per batch of the steps around 64 x 64 px.
         bfloat16: Compute in bfloat16 under autocast; weights and optimiser stay float32.
+        start: Folder of an earlier run whose averaged weights this one starts from; None starts from the seed.
     """
 
     model: str = "sd3"
@@ -57,6 +58,7 @@ class TrainConfig:
     pixels: int = 16 * 32 * 32
     high_pixels: int = 6 * 64 * 64
     bfloat16: bool = True
+    start: str | None = None
 
 
 class Toy(nn.Module):
@@ -196,6 +198,21 @@ class Trainer:
         self.average = {name: value.clone() for name, value in state["average"].items()}
         for optimiser, previous in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(previous)
+
+    def start_from(self, state: Mapping[str, Any]) -> None:
+        """Take the averaged weights of an earlier run; steps, rates and optimisers begin anew.
+
+        Args:
+            state: What `state_dict` of the earlier run gave.
+
+        Raises:
+            SdtmFxError: If the earlier run trained another model.
+        """
+        model = state["config"]["model"]
+        if model != self.config.model:
+            raise SdtmFxError(f"train: the run to start from trained {model!r}, not {self.config.model!r}")
+        self.toy.load_state_dict(state["average"], strict=False)
+        self.average = {name: param.detach().clone() for name, param in self.toy.named_parameters()}
 
     def averaged(self) -> Toy:
         """Return a toy that holds the averaged weights."""

@@ -144,6 +144,31 @@ def test_a_run_of_the_flux_toy_exports_its_own_pipeline(tmp_path: Path) -> None:
     assert torch.equal(pipe.transformer.proj_out.weight, expected)
 
 
+def test_a_run_starts_from_the_averaged_weights_of_another(run: tuple[Path, Trainer], tmp_path: Path) -> None:
+    folder, earlier = run
+    config = dataclasses.replace(TINY, start=str(folder), seed=1)
+    begun: list[dict[str, torch.Tensor]] = []
+
+    def note(trainer: Trainer) -> None:
+        begun.append({name: param.detach().clone() for name, param in trainer.toy.named_parameters()})
+
+    later = train(config, tmp_path, every=2, on_step=note)
+    assert set(begun[0]) == set(earlier.average)
+    assert all(torch.equal(begun[0][name], value) for name, value in earlier.average.items())
+    assert later.step == 4
+    assert later.losses[0] < earlier.losses[0]
+    # Going on needs the run's own checkpoint only, whatever became of the earlier one.
+    gone = dataclasses.replace(config, start=str(tmp_path / "gone"))
+    with pytest.raises(SdtmFxError, match=r"another run: start .*gone"):
+        train(gone, tmp_path, resume=True)
+    with pytest.raises(SdtmFxError, match=r"gone.checkpoint\.pt is missing"):
+        train(gone, tmp_path / "new")
+    flux = dataclasses.replace(config, model="flux")
+    with pytest.raises(SdtmFxError, match="the run to start from trained 'sd3', not 'flux'"):
+        train(flux, tmp_path / "flux")
+    assert not (tmp_path / "flux").exists()
+
+
 def test_an_unknown_model_is_named() -> None:
     with pytest.raises(SdtmFxError, match=r"no model 'flx' \(did you mean 'flux'\?\); accepted: sd3, flux"):
         Trainer(dataclasses.replace(TINY, model="flx"))
