@@ -241,7 +241,9 @@ def test_compiled_code_keeps_its_plans_to_itself() -> None:
         sdtm_fx.compile(model, backend="eager")
     sdtm_fx.compile(model, backend="eager")
     with (
-        pytest.raises(sdtm_fx.RewriteError, match=r"SD3Transformer2DModel is compiled; record before sdtm_fx"),
+        pytest.raises(
+            sdtm_fx.RewriteError, match=r"SD3Transformer2DModel is compiled; record before sdtm_fx"
+        ),
         sdtm_fx.record_plans(model),
     ):
         pass
