@@ -73,7 +73,7 @@ class BlockBinding:
         function = None if variant is None else program.functions.get(variant)
         if self.executor is not None and self.former is None:
             return self.executor.run(self, block, program, replace(call, variant=variant), leaves)
-        if function is None:
+        if variant is None or function is None:
             return self._own(block, args, kwargs)
         context = BlockContext(call, self.index, self.runtime.planned)
         for watch in self.runtime.watchers:
@@ -81,7 +81,6 @@ class BlockBinding:
         try:
             return function(block, context, *leaves)
         except GuardFailed:
-            assert variant is not None
             function = self.learn(block, key, leaves).functions[variant]
             return function(block, context, *leaves)
 
