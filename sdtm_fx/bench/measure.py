@@ -166,6 +166,7 @@ def _at_one_ratio(recipe: Recipe, ratio: float) -> Recipe:
             "ratio": {"curve": "constant", "start": ratio},
             "stages.*.ratio": None,
             "sites.*.expect": None,
+            "gate": "off",
             "keep_dense": {"first_steps": 2, "last_steps": 0, "every_steps": None, "layers": []},
         }
     )
@@ -232,7 +233,7 @@ def break_down(model: BenchModel, recipe: Recipe, setup: BenchSetup) -> dict[str
         for _ in range(2):
             pairing.merged(**pairing.arguments)
             clock.advance()
-        schedule = rewriting.runtime.schedule(count, pairing.size.grid, pairing.size.text)
+        schedule = rewriting.runtime.schedule(count, pairing.size.grid, pairing.size.text, pairing.size.batch)
         for step in range(2, count):
             phase = schedule.phase(step)
             name = "dense" if phase.stage is None else flat.stages[phase.stage].name
