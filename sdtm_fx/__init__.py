@@ -7,6 +7,10 @@ from sdtm_fx.compiling.export import export as export
 from sdtm_fx.compiling.loaded import PackagedModel as PackagedModel
 from sdtm_fx.compiling.loaded import load as load
 from sdtm_fx.compiling.warmup import Size as Size
+from sdtm_fx.cost.calibrate import calibrate as calibrate
+from sdtm_fx.cost.profile import DeviceKey as DeviceKey
+from sdtm_fx.cost.profile import DeviceProfile as DeviceProfile
+from sdtm_fx.errors import CalibrationError as CalibrationError
 from sdtm_fx.errors import CaptureError as CaptureError
 from sdtm_fx.errors import ClockError as ClockError
 from sdtm_fx.errors import NothingMatched as NothingMatched

@@ -50,6 +50,10 @@ class PackageError(SdtmFxError):
     """Exported phases cannot be made, or are not for this version, device or size."""
 
 
+class CalibrationError(SdtmFxError):
+    """A device cannot be measured, or a kept measurement is not readable."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the closest of `known`, or an empty string.
 

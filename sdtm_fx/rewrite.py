@@ -17,7 +17,11 @@ from sdtm_fx.capture.hooked import hooks_bypassed
 from sdtm_fx.capture.stand_ins import weights_in_place
 from sdtm_fx.clock import Clock
 from sdtm_fx.clock_sources import ManualSteps
-from sdtm_fx.cost.model import CostModel, MeasuredBlock
+from sdtm_fx.cost.gate import subsets
+from sdtm_fx.cost.gating import add_variants
+from sdtm_fx.cost.model import CostModel, MeasuredBlock, sites_of
+from sdtm_fx.cost.profile import DeviceKey, DeviceProfile
+from sdtm_fx.cost.profile_cache import load_profiles
 from sdtm_fx.errors import NothingMatched, RewriteError
 from sdtm_fx.recipe.load import load_recipe
 from sdtm_fx.recipe.match import compile_match
@@ -54,6 +58,7 @@ def rewrite(target: Target, recipe: RecipeSource, *, example: Mapping[str, Any] 
         NothingMatched: A site of the recipe matches no module.
         SiteError: A site is not what the recipe says.
         CaptureError: The model cannot be traced.
+        CalibrationError: A measurement that the cost gate would go by cannot be read.
     """
     parsed = load_recipe(recipe)
     models = _denoisers(target, parsed)
@@ -210,15 +215,36 @@ def _prepare(
     bindings, blocks = _bind(model, recipe, outer, places, order, kept, cache, runtime)
     measured_by_size = example is None and not isinstance(recipe.tokens.grid, FixedGrid)
     grid = size.grid if measured_by_size else runtime.grid.read(example or {})
-    cost = CostModel(recipe, blocks, grid, text_length(recipe, outer.arguments))
+    profiles = load_profiles() if recipe.gate == "auto" else {}
+    text = text_length(recipe, outer.arguments)
+    cost = CostModel(recipe, blocks, grid, text, with_extra=bool(profiles))
+    for block in blocks if profiles else ():
+        add_variants(recipe, cache, block)
     # Measured now, while the example calls still fit the weights: `.to(dtype)` or `.to(device)` may follow.
     for block, stage in itertools.product(blocks, range(len(recipe.stages))):
         with hooks_bypassed(block.block), outer.mode, weights_in_place(block.block, block.leaves):
             cost.block_cost(block, stage)
+            _measure_subsets(recipe, cost, block, stage, profiles)
     runtime.cost = cost
+    runtime.profiles = profiles
     runtime.refreshes = cache.refreshes
     runtime.groups = tuple({b.index // recipe.plan.every_layers: None for b in bindings.values()})
     return Rewriting(recipe, runtime, cache, bindings, tuple(p for p in order if p in kept), outer.graph)
+
+
+def _measure_subsets(
+    recipe: Recipe,
+    cost: CostModel,
+    block: MeasuredBlock,
+    stage: int,
+    profiles: Mapping[DeviceKey, DeviceProfile],
+) -> None:
+    """Measure a block with every set of sites that the cost gate may leave out, where it has rates to go by."""
+    if not profiles:
+        return
+    sites = sites_of(recipe, stage, block)
+    for kept in subsets(sorted(sites)):
+        cost.block_cost(block, stage, sites - kept)
 
 
 def _places(recipe: Recipe, modules: tuple[SiteModule, ...]) -> dict[str, tuple[SitePlace, ...]]:
@@ -265,7 +291,7 @@ def _bind(
             )
         program = cache.program(block, call.key, call.leaves, places[call.path])
         bindings[call.path].programs[call.key] = program
-        blocks.append(MeasuredBlock(call.path, block, program, call.leaves))
+        blocks.append(MeasuredBlock(call.path, block, program, call.leaves, order.index(call.path)))
     if not bindings:
         raise NothingMatched(
             f"recipe {recipe.name!r}: keep_dense.layers keeps every block; nothing is left to merge"

@@ -120,6 +120,7 @@ def _at_one_ratio(recipe: Recipe, ratio: float) -> Recipe:
             "ratio": {"curve": "constant", "start": ratio},
             "stages.*.ratio": None,
             "sites.*.expect": None,
+            "gate": "off",
             "keep_dense": {"first_steps": 2, "last_steps": 0, "every_steps": None, "layers": []},
         }
     )
@@ -164,7 +165,9 @@ def break_down(model: BenchModel, recipe: Recipe, setup: BenchSetup) -> dict[str
         for _ in range(2):
             pairing.run_merged()
             clock.advance()
-        schedule = pairing.rewriting.runtime.schedule(count, pairing.size.grid, pairing.size.text)
+        schedule = pairing.rewriting.runtime.schedule(
+            count, pairing.size.grid, pairing.size.text, pairing.size.batch
+        )
         for step in range(2, count):
             phase = schedule.phase(step)
             name = "dense" if phase.stage is None else flat.stages[phase.stage].name

@@ -101,7 +101,7 @@ def bench_schedule(
     report = explain(
         pairing.merged, steps=steps, grid=size.grid, batch=size.batch, text=size.text, quiet=True
     )
-    schedule = rewriting.runtime.schedule(steps, size.grid, size.text)
+    schedule = rewriting.runtime.schedule(steps, size.grid, size.text, size.batch)
     counts = Counter(step_identity(rewriting, schedule, t, schedule.phase(t)) for t in range(steps))
     timings: list[PhaseTiming] = []
     labels: list[str] = []

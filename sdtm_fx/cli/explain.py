@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from sdtm_fx.recipe import Recipe
@@ -32,6 +33,9 @@ def explain(
     width: Annotated[int, typer.Option(min=1, help="Width in image tokens.")] = 64,
     batch: Annotated[int | None, typer.Option(min=1, help="Samples per call, with guidance halves.")] = None,
     text: Annotated[int | None, typer.Option(min=1, help="Text tokens.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="What the model computes in, for the cost gate: float32 by default.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print data instead of tables.")] = False,
 ) -> None:
     """Say what a recipe merges where, and the MACs, on a model that is never loaded."""
@@ -49,6 +53,8 @@ def explain(
         published = MODELS.get(name)
         if published is not None:
             batch, text = batch or published.halves, text or published.text
+    if dtype is not None:
+        built.to(_dtype(dtype))
     sdtm_fx.rewrite(built, _fit(parsed, name))
     explanation = sdtm_fx.explain(
         built, steps=steps, grid=(height, width), batch=batch or 1, text=text, quiet=True
@@ -59,6 +65,17 @@ def explain(
     console = Console()
     console.print(f"shape: {config or name}", soft_wrap=True, highlight=False)
     console.print(render(explanation))
+
+
+def _dtype(name: str) -> torch.dtype:
+    import torch
+
+    from sdtm_fx.errors import RewriteError
+
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in known:
+        raise RewriteError(f"found dtype {name!r}; accepted: {', '.join(known)}")
+    return known[name]
 
 
 def _shape_for(recipe: str) -> str:

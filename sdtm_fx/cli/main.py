@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from sdtm_fx.cli.analyze import analyze
 from sdtm_fx.cli.bench import bench
+from sdtm_fx.cli.calibrate import calibrate
 from sdtm_fx.cli.demo import demo
 from sdtm_fx.cli.eval import evaluate
 from sdtm_fx.cli.explain import explain
@@ -40,6 +41,7 @@ app = typer.Typer(
 )
 app.command()(analyze)
 app.command()(bench)
+app.command()(calibrate)
 app.command()(demo)
 app.command("eval")(evaluate)
 app.command()(explain)

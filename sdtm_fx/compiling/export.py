@@ -69,7 +69,7 @@ def export(
     _check_ratios(rewriting)
     wanted = [sizes] if isinstance(sizes, Size) else list(sizes)
     for size in wanted:  # all errors of schedules before any compiling
-        rewriting.runtime.schedule(size.steps, size.grid, size.text)
+        rewriting.runtime.schedule(size.steps, size.grid, size.text, size.batch)
     folder.mkdir(parents=True, exist_ok=True)
     exporter = _Exporter(
         {}, FeatureLayout(fixed_addresses=False), False, folder=folder, configs=inductor_configs or {}
@@ -118,7 +118,7 @@ def _export_size(
         batch=size.batch,
         text=size.text,
         halves=size.halves("cfg" in rewriting.recipe.plan.share),
-        schedule=rewriting.runtime.schedule(size.steps, size.grid, size.text),
+        schedule=rewriting.runtime.schedule(size.steps, size.grid, size.text, size.batch),
         phases=exporter.phases,
         shapes=exporter.shapes,
         arguments=exporter.arguments,
@@ -215,7 +215,13 @@ def _features_of(rewriting: Rewriting, call: Call) -> tuple[FeatureKey, ...]:
     return tuple(
         (binding.index, name)
         for binding in rewriting.bindings.values()
-        for name in sorted({n for p in binding.programs.values() for n in p.features.get(call.variant, ())})
+        for name in sorted(
+            {
+                n
+                for p in binding.programs.values()
+                for n in p.features.get(call.gated.get(binding.path, call.variant), ())
+            }
+        )
         if (binding.index, name) in call.state.features
     )
 

@@ -43,7 +43,7 @@ def load(path: str | Path) -> PackagedModel:
 class _PackagedRuntime(Runtime):
     """A runtime whose schedules were made when the phases were exported."""
 
-    def schedule(self, steps: int, grid: tuple[int, int], text: int) -> Schedule:
+    def schedule(self, steps: int, grid: tuple[int, int], text: int, batch: int = 1) -> Schedule:
         """The schedule of a generation.
 
         Raises:

@@ -25,6 +25,7 @@ class PhaseKey:
         grid: (height, width) in tokens.
         halves: CFG halves in the batch that share one plan.
         advance_ages: Whether ages count this call: the first of its step.
+        gated: Paths and variants of the blocks in which the cost gate leaves sites out.
     """
 
     variant: Variant | None
@@ -33,6 +34,7 @@ class PhaseKey:
     grid: tuple[int, int]
     halves: int
     advance_ages: bool
+    gated: frozenset[tuple[str, Variant]] = frozenset()
 
     @staticmethod
     def of(call: Call) -> PhaseKey:
@@ -46,6 +48,7 @@ class PhaseKey:
             grid=call.grid,
             halves=call.halves if plans else 1,
             advance_ages=call.advance_ages if merges else True,
+            gated=frozenset(call.gated.items()),
         )
 
     def label(self, recipe: Recipe) -> str:

@@ -79,7 +79,7 @@ def warm_up(model: torch.nn.Module, rewriting: Rewriting, size: Size) -> tuple[P
     """
     runtime, recipe = rewriting.runtime, rewriting.recipe
     arguments = example_call(model, recipe, ExampleSize(size.batch, size.text, size.grid))
-    schedule = runtime.schedule(size.steps, size.grid, size.text)
+    schedule = runtime.schedule(size.steps, size.grid, size.text, size.batch)
     phases = list(distinct_phases(rewriting, schedule))
     ran: list[PhaseKey] = []
     halves = size.halves("cfg" in recipe.plan.share)

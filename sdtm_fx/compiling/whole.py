@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -73,7 +73,10 @@ class WholeExecutor:
             binding = rewriting.bindings[seen.path]
             block = model.get_submodule(seen.path)
             program = binding.programs.get(seen.key) or binding.learn(block, seen.key, seen.leaves)
-            self.layout.lay_out(call, binding.index, block, program, seen.leaves)
+            variant = call.gated.get(seen.path, call.variant)
+            if variant is not None:
+                binding.cache.gated(program, block, variant)
+            self.layout.lay_out(replace(call, variant=variant), binding.index, block, program, seen.leaves)
 
     def _block_calls(
         self, rewriting: Rewriting, model: torch.nn.Module, arguments: dict[str, Any]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -24,12 +24,20 @@ class MeasuredBlock:
         block: The block.
         program: Its program.
         leaves: Arguments of the example call, fake tensors.
+        index: Its place among the blocks of the model, in the order of execution.
     """
 
     path: str
     block: torch.nn.Module
     program: Program
     leaves: list[Leaf] = field(repr=False)
+    index: int
+
+
+def sites_of(recipe: Recipe, stage: int, block: MeasuredBlock) -> frozenset[str]:
+    """Ids of the sites in a block that a stage merges."""
+    ids = {recipe.sites[place.site_index].id for place in block.program.places}
+    return frozenset(recipe.stages[stage].sites) & ids
 
 
 @dataclass
@@ -41,24 +49,48 @@ class CostModel:
         blocks: The rewritten blocks.
         grid: (height, width) in tokens of the example calls.
         text: Text tokens of the example calls.
+        with_extra: Whether what is no product is counted too, for the cost gate.
     """
 
     recipe: Recipe
     blocks: tuple[MeasuredBlock, ...]
     grid: tuple[int, int]
     text: int
-    _measured: dict[tuple[int, int], BlockCost | None] = field(default_factory=dict, repr=False)
+    with_extra: bool = False
+    _measured: dict[tuple[int, int, frozenset[str]], BlockCost | None] = field(
+        default_factory=dict, repr=False
+    )
 
-    def block_cost(self, block: MeasuredBlock, stage: int) -> BlockCost | None:
-        """The cost of a block in a stage, None where the stage leaves it alone."""
-        key = (id(block.program), stage)
+    def block_cost(
+        self, block: MeasuredBlock, stage: int, left_out: frozenset[str] = frozenset()
+    ) -> BlockCost | None:
+        """The cost of a block in a stage without some of its sites, None where the stage leaves it alone."""
+        if left_out and left_out >= sites_of(self.recipe, stage, block):
+            return None
+        key = (id(block.program), stage, left_out)
         if key not in self._measured:
             self._measured[key] = measure_block(
-                self.recipe, stage, block.program, block.block, block.leaves, self.grid, self.text
+                self.recipe,
+                stage,
+                block.program,
+                block.block,
+                block.leaves,
+                self.grid,
+                self.text,
+                left_out,
+                self.with_extra,
             )
         return self._measured[key]
 
-    def saved(self, stage: int, grid: tuple[int, int], text: int, remove: int, batch: int = 1) -> Macs:
+    def saved(
+        self,
+        stage: int,
+        grid: tuple[int, int],
+        text: int,
+        remove: int,
+        batch: int = 1,
+        left_out: Mapping[str, frozenset[str]] | None = None,
+    ) -> Macs:
         """MACs that a stage saves in one call of the model, what finding the tokens costs taken off.
 
         Args:
@@ -67,15 +99,19 @@ class CostModel:
             text: Text tokens.
             remove: Tokens removed at each site.
             batch: Samples in the call.
+            left_out: Sites that the cost gate leaves dense, by path of the block.
         """
         method, tokens = self.recipe.stages[stage].method, grid[0] * grid[1]
         total, planning = Macs(), None
-        for index, block in enumerate(self.blocks):
-            cost = self.block_cost(block, stage)
+        groups: set[int] = set()
+        for block in self.blocks:
+            cost = self.block_cost(block, stage, (left_out or {}).get(block.path, frozenset()))
             if cost is None:
                 continue
             total = total + cost.saving.at(tokens, text, remove) * batch
-            if index % self.recipe.plan.every_layers == 0:
+            group = block.index // self.recipe.plan.every_layers
+            if group not in groups:
+                groups.add(group)
                 planning = planning or plan_macs(method, grid, text, cost.width, remove)
                 total = total - planning * (1 if "batch" in self.recipe.plan.share else batch)
         return total

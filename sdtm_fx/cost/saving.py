@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from sdtm_fx.capture.arguments import Leaf
 from sdtm_fx.cost.counter import MacCounter, Macs
+from sdtm_fx.cost.effort import Effort, EffortCounter
+from sdtm_fx.cost.extra import Extra, fit_extra
 from sdtm_fx.methods.base import Method, TokenView
 from sdtm_fx.phase import Phase
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewriting.programs import Program, dense_variant
 from sdtm_fx.runtime.call import BlockContext, Call, Variant
+from sdtm_fx.runtime.ops import plan_tokens
 from sdtm_fx.runtime.state import BranchState
 
 
@@ -65,6 +68,8 @@ class BlockCost:
         width: Channels that similarity is computed from.
         dense: MACs of the whole block at the measured size, per sample, nothing removed.
         size: Image and text tokens of the measured size.
+        extra: What the stage adds and saves beside products, the search for tokens left out; None where only
+            products were counted.
     """
 
     saving: Saving
@@ -72,6 +77,7 @@ class BlockCost:
     width: int
     dense: Macs
     size: tuple[int, int]
+    extra: Extra | None
 
     def dense_at(self, tokens: int, text: int) -> float:
         """Total MACs per sample without merging, scaled from the measured size; good to a few percent."""
@@ -96,8 +102,54 @@ def plan_macs(method: Method, grid: tuple[int, int], text: int, width: int, remo
         )
         with MacCounter() as counter:
             method.plan(view, remove)
-    probes = min(getattr(method, "probe_queries", None) or tokens, tokens) if reads_attention else 0
-    return counter.macs + Macs(0.0, float(probes * (tokens + text) * width))
+    return counter.macs + _score_macs(method, grid, text, width)
+
+
+def _score_macs(method: Method, grid: tuple[int, int], text: int, width: int) -> Macs:
+    """What reading the attention that tokens receive costs, per plan."""
+    if "attention" not in method.wants():
+        return Macs()
+    tokens = grid[0] * grid[1]
+    probes = min(getattr(method, "probe_queries", None) or tokens, tokens)
+    return Macs(0.0, float(probes * (tokens + text) * width))
+
+
+def plan_effort(
+    recipe: Recipe,
+    stage: int,
+    grid: tuple[int, int],
+    text: int,
+    width: int,
+    remove: int,
+    batch: int,
+    dtype: torch.dtype,
+) -> Effort:
+    """All that making one plan asks of a device, as a block does it.
+
+    Args:
+        recipe: The recipe.
+        stage: Index of the stage.
+        grid: (height, width) in tokens.
+        text: Text tokens.
+        width: Channels of the tokens that are compared.
+        remove: Tokens removed; what the method can remove.
+        batch: Samples in the call; where the recipe shares plans over CFG halves, an even number has two.
+        dtype: Of the tokens.
+    """
+    method, tokens = recipe.stages[stage].method, grid[0] * grid[1]
+    if remove <= 0 or method.name == "skip":
+        return Effort()
+    reads_attention = "attention" in method.wants()
+    counter = EffortCounter()
+    with torch.no_grad(), FakeTensorMode():
+        call = model_call(recipe, stage, Variant(stage=stage), grid, remove, BranchState())
+        call = replace(call, halves=2 if "cfg" in recipe.plan.share and batch % 2 == 0 else 1)
+        metric = torch.empty(batch, tokens, width, dtype=dtype)
+        with counter.counting():
+            plan_tokens(
+                BlockContext(call, 0, {}), metric, torch.empty(batch, tokens) if reads_attention else None
+            )
+    return counter.effort + Effort(attention=_score_macs(method, grid, text, width).total * batch)
 
 
 def measure_block(
@@ -108,6 +160,8 @@ def measure_block(
     leaves: list[Leaf],
     grid: tuple[int, int],
     text: int,
+    left_out: frozenset[str] = frozenset(),
+    with_extra: bool = False,
 ) -> BlockCost | None:
     """Measure a block in a stage, on the example call that it was captured with.
 
@@ -119,45 +173,47 @@ def measure_block(
         leaves: The arguments of the example call, fake tensors.
         grid: (height, width) in tokens of the example.
         text: Text tokens of the example.
+        left_out: Sites that stay dense; the program has the variants of this stage without them.
+        with_extra: Count what is no product too.
 
     Returns:
         The cost, None when the stage leaves the block alone.
     """
-    if Variant(stage=stage) not in program.functions:
+    if Variant(stage=stage, left_out=left_out) not in program.functions:
         return None
     sequence = next(leaf for leaf in leaves if isinstance(leaf, FakeTensor) and leaf.ndim == 3)
     batch, width, tokens = sequence.shape[0], sequence.shape[-1], grid[0] * grid[1]
-    trial = _Trial(recipe, stage, program, block, leaves, grid)
+    trial = _Trial(recipe, stage, program, block, leaves, grid, left_out, with_extra)
     method, plans = recipe.stages[stage].method, 1 if "batch" in recipe.plan.share else batch
     with torch.no_grad(), sequence.fake_mode:
-        unmerged = trial.run(0)
-        dense, inside = unmerged.macs, unmerged.inside
-        counters = {remove: trial.run(remove) for remove in trial.counts()}
+        dense, stored, merged = trial.run(batch)
+    extra = None
+    if with_extra:
+        added = {remove: counter.effort - dense.effort for remove, counter in merged.items()}
+        extra = fit_extra(added, stored.effort - dense.effort, tokens, batch, sequence.dtype.itemsize)
+    inside, whole = dense.products.inside, dense.products.macs * (1 / batch)
     if method.name == "skip":
-        (skipped,) = counters.values()
-        left_out = functools.partial(_skipped, unmerged, skipped, batch, tokens, text)
+        (skipped,) = merged.values()
+        left = functools.partial(_skipped, dense.products, skipped.products, batch, tokens, text)
         return BlockCost(
-            left_out(None),
-            {name: left_out(name) for name in inside},
-            width,
-            dense * (1 / batch),
-            (tokens, text),
+            left(None), {name: left(name) for name in inside}, width, whole, (tokens, text), extra
         )
-    merged = {remove: (counter.macs, counter.inside) for remove, counter in counters.items()}
-    planning = {remove: plan_macs(method, grid, text, width, remove) * plans for remove in merged}
-    whole = {remove: dense - macs + planning[remove] for remove, (macs, _) in merged.items()}
+    counted = {remove: counter.products for remove, counter in merged.items()}
+    scoring = _score_macs(method, grid, text, width) * plans
+    saved = {remove: dense.products.macs - counter.macs + scoring for remove, counter in counted.items()}
     sites = {
-        name: {remove: inside[name] - within[name] for remove, (_, within) in merged.items()}
+        name: {remove: inside[name] - counter.inside[name] for remove, counter in counted.items()}
         for name in inside
         # An instrumented attention runs as a graph, not as a module call, and cannot be told apart.
-        if all(within[name].total for _, within in merged.values())
+        if all(counter.inside[name].total for counter in counted.values())
     }
     return BlockCost(
-        saving=_fit(whole, batch, tokens, text),
-        sites={name: _fit(saved, batch, tokens, text) for name, saved in sites.items()},
+        saving=_fit(saved, batch, tokens, text),
+        sites={name: _fit(site, batch, tokens, text) for name, site in sites.items()},
         width=width,
-        dense=dense * (1 / batch),
+        dense=whole,
         size=(tokens, text),
+        extra=extra,
     )
 
 
@@ -205,6 +261,8 @@ class _Trial:
     block: torch.nn.Module
     leaves: list[Leaf]
     grid: tuple[int, int]
+    left_out: frozenset[str]
+    with_extra: bool
 
     def counts(self) -> tuple[int, ...]:
         """A small and a large number of tokens that the stage can remove on this grid."""
@@ -214,43 +272,74 @@ class _Trial:
         units = method.capacity(self.grid) // method.quantum()
         return tuple(sorted({max(1, units // 3) * method.quantum(), max(1, units) * method.quantum()}))
 
-    def run(self, remove: int) -> MacCounter:
-        """Count one run, and what runs inside each site's module; `remove` 0 is the dense block."""
-        state = BranchState()
-        variant = Variant(stage=self.stage)
-        if remove:
-            self._call(
-                dense_variant(self.recipe, self.stage), 0, state
-            )  # stores what the stage may forecast from
+    def run(self, batch: int) -> tuple[EffortCounter, EffortCounter, dict[int, EffortCounter]]:
+        """Count the dense block, the one that stores features, and the merged one, the plan being given."""
+        state = BranchState(slope=torch.zeros((), device=self._device))
+        dense = self._count(None, 0, state, {})
+        stored = self._count(self._refresh, 0, state, {})  # stores what the stage may forecast from
+        merged = {n: self._count(self._variant, n, state, self._plan(n, batch)) for n in self.counts()}
+        return dense, stored, merged
+
+    def _count(
+        self, variant: Variant | None, remove: int, state: BranchState, planned: dict[int, object]
+    ) -> EffortCounter:
+        """Count one run, and what runs inside each site's module."""
         modules = {place.local: self.block.get_submodule(place.local) for place in self.program.places}
-        with MacCounter() as counter, counter.watching(modules):
-            self._call(variant if remove else None, remove, state)
+        counter = EffortCounter()
+        function = None if variant is None else self.program.functions.get(variant)
+        with counter.counting(not self.with_extra), counter.products.watching(modules):
+            if variant is None or function is None:
+                self.program.dense(self.block, *self.leaves)
+            else:
+                call = model_call(self.recipe, self.stage, variant, self.grid, remove, state)
+                function(self.block, BlockContext(call, 0, planned), *self.leaves)
         return counter
 
-    def _call(self, variant: Variant | None, remove: int, state: BranchState) -> None:
-        if variant is None:
-            self.program.dense(self.block, *self.leaves)
-            return
-        function = self.program.functions.get(variant)
-        if function is not None:
-            function(self.block, BlockContext(self._model_call(variant, remove, state), 0, {}), *self.leaves)
+    def _plan(self, remove: int, batch: int) -> dict[int, object]:
+        """A plan that the block finds made already."""
+        method, tokens = self.recipe.stages[self.stage].method, self.grid[0] * self.grid[1]
+        if method.name == "skip":
+            return {}
+        rows = 1 if "batch" in self.recipe.plan.share else batch
+        with self._device:
+            ages = torch.zeros(rows, tokens, dtype=torch.int32) if "ages" in method.needs else None
+            attention = torch.zeros(rows, tokens) if "attention" in method.needs else None
+            view = TokenView(torch.zeros(rows, tokens, 8), self.grid, ages, attention)
+        return {0: method.plan(view, remove)}
 
-    def _model_call(self, variant: Variant, remove: int, state: BranchState) -> Call:
-        return Call(
-            variant=variant,
-            phase=Phase(variant.stage, remove, refresh=variant.refresh is not None),
-            method=self.recipe.stages[self.stage].method,
-            grid=self.grid,
-            halves=1,
-            share_batch="batch" in self.recipe.plan.share,
-            every_layers=1,
-            keep_plans=False,
-            one_age_counter=False,
-            advance_ages=True,
-            state=state,
-            forecast_order=0,
-            forecast_weight=1.0,
-            threshold=None if variant.stage is not None else 0.0,
-            salt=None,
-            prompt_bias=torch.zeros(()),
-        )
+    @property
+    def _device(self) -> torch.device:
+        return next(v.device for v in self.leaves if isinstance(v, FakeTensor) and v.ndim == 3)
+
+    @property
+    def _variant(self) -> Variant:
+        return Variant(stage=self.stage, left_out=self.left_out)
+
+    @property
+    def _refresh(self) -> Variant:
+        dense = dense_variant(self.recipe, self.stage)
+        return dense if dense.measure is not None else replace(dense, left_out=self.left_out)
+
+
+def model_call(
+    recipe: Recipe, stage: int, variant: Variant, grid: tuple[int, int], remove: int, state: BranchState
+) -> Call:
+    """A call of a model with one block and no generation around it."""
+    return Call(
+        variant=variant,
+        phase=Phase(variant.stage, remove, refresh=variant.refresh is not None),
+        method=recipe.stages[stage].method,
+        grid=grid,
+        halves=1,
+        share_batch="batch" in recipe.plan.share,
+        every_layers=1,
+        keep_plans=False,
+        one_age_counter=False,
+        advance_ages=True,
+        state=state,
+        forecast_order=0 if recipe.reuse is None else recipe.reuse.order,
+        forecast_weight=1.0,
+        threshold=None if variant.stage is not None else 0.0,
+        salt=None,
+        prompt_bias=torch.zeros(()),
+    )

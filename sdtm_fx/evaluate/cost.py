@@ -110,7 +110,7 @@ class CostWatch:
             )
             found = rewriting_in(self.pipeline)
             assert found is not None
-            phases = found[1].runtime.schedule(size.steps, size.grid, size.text).phases
+            phases = found[1].runtime.schedule(size.steps, size.grid, size.text, size.batch).phases
             by_phase = {phase: told.macs for phase, told in zip(phases, report.phases, strict=True)}
             self._macs[size] = (report.dense, by_phase)
         return self._macs[size]

@@ -10,8 +10,9 @@ from rich.console import Console
 from sdtm_fx.capture.blocks import capture_outer
 from sdtm_fx.capture.example import ExampleSize, example_call
 from sdtm_fx.cost.counter import MacCounter, Macs
+from sdtm_fx.cost.gating import GateDecision
 from sdtm_fx.explaining.render import render
-from sdtm_fx.explaining.report import Explanation, PhaseReport, SiteReport
+from sdtm_fx.explaining.report import Explanation, GatedSite, GateReport, PhaseReport, SiteReport
 from sdtm_fx.phase import Phase, Schedule
 from sdtm_fx.rewrite import rewritten_models
 from sdtm_fx.rewriting.rewriting import Rewriting, rewriting_of
@@ -68,7 +69,8 @@ def _native_grid(model: torch.nn.Module) -> tuple[int, int]:
 def _explain(model: torch.nn.Module, rewriting: Rewriting, steps: int, size: ExampleSize) -> Explanation:
     recipe, cost = rewriting.recipe, rewriting.runtime.cost
     assert cost is not None
-    schedule = rewriting.runtime.schedule(steps, size.grid, size.text)
+    schedule = rewriting.runtime.schedule(steps, size.grid, size.text, size.batch)
+    decision = rewriting.runtime.gate(steps, size.grid, size.text, size.batch)
     paths = [*rewriting.bindings, *rewriting.kept]
     places = {p.path: p for b in rewriting.bindings.values() for p in b.places}
     with MacCounter() as counter, counter.watching({path: model.get_submodule(path) for path in places}):
@@ -77,7 +79,8 @@ def _explain(model: torch.nn.Module, rewriting: Rewriting, steps: int, size: Exa
     for index, phase in enumerate(schedule.phases):
         saved = Macs()
         if phase.stage is not None:
-            saved = cost.saved(phase.stage, size.grid, size.text, phase.remove, size.batch)
+            left_out = _left_out(decision, phase)
+            saved = cost.saved(phase.stage, size.grid, size.text, phase.remove, size.batch, left_out)
         phases.append(_phase_report(recipe.stages, schedule, index, counter.macs - saved))
     notes = {note: None for program in rewriting.cache.programs.values() for note in program.notes}
     return Explanation(
@@ -94,7 +97,8 @@ def _explain(model: torch.nn.Module, rewriting: Rewriting, steps: int, size: Exa
         kept_dense=rewriting.kept,
         dense=counter.macs,
         phases=tuple(phases),
-        sites=tuple(_site_reports(rewriting, schedule, size, counter.inside)),
+        sites=tuple(_site_reports(rewriting, schedule, decision, size, counter.inside)),
+        gate=_gate_report(rewriting, decision),
         notes=tuple(notes),
         state_bytes=rewriting.runtime.state.bytes(),
     )
@@ -114,17 +118,22 @@ def _phase_report(stages: Any, schedule: Schedule, index: int, macs: Macs) -> Ph
 
 
 def _site_reports(
-    rewriting: Rewriting, schedule: Schedule, size: ExampleSize, dense: dict[str, Macs]
+    rewriting: Rewriting,
+    schedule: Schedule,
+    decision: GateDecision | None,
+    size: ExampleSize,
+    dense: dict[str, Macs],
 ) -> list[SiteReport]:
     recipe, cost = rewriting.recipe, rewriting.runtime.cost
     assert cost is not None
     reports = []
     for index, phase in enumerate(schedule.phases):
         for block in cost.blocks:
-            measured = None if phase.stage is None else cost.block_cost(block, phase.stage)
+            out = _left_out(decision, phase).get(block.path, frozenset())
+            measured = None if phase.stage is None else cost.block_cost(block, phase.stage, out)
             for place in block.program.places:
                 spec, path = recipe.sites[place.site_index], f"{block.path}.{place.local}"
-                skipped = _why_skipped(rewriting, block.program.functions, phase, spec.id)
+                skipped = _why_skipped(rewriting, block.program.functions, phase, spec.id, out)
                 removed = 0 if skipped else phase.remove
                 after: Macs | None = dense[path]
                 if removed and measured is not None:
@@ -144,12 +153,47 @@ def _site_reports(
     return reports
 
 
-def _why_skipped(rewriting: Rewriting, functions: Any, phase: Phase, site: str) -> str | None:
+def _left_out(decision: GateDecision | None, phase: Phase) -> dict[str, frozenset[str]]:
+    """The sites that the cost gate leaves dense in a phase, by path of the block."""
+    if decision is None or phase.stage is None:
+        return {}
+    variants = decision.variants(Variant(stage=phase.stage), phase.remove)
+    return {path: variant.left_out for path, variant in variants.items()}
+
+
+def _gate_report(rewriting: Rewriting, decision: GateDecision | None) -> GateReport:
+    runtime, recipe = rewriting.runtime, rewriting.recipe
+    if recipe.gate == "off":
+        return GateReport(False, "off in the recipe")
+    if decision is None:
+        key = runtime.device_key()
+        return GateReport(
+            False, f"nothing was measured for {key.says()}; `{key.command()}`, then rewrite, to leave out "
+            "sites where merging costs more than it saves",
+        )  # fmt: skip
+    paths = {
+        (block.path, recipe.sites[place.site_index].id): place.path
+        for block in rewriting.bindings.values()
+        for place in block.places
+    }
+    gone = [
+        GatedSite(recipe.stages[v.stage].name, v.removed, v.site, paths[v.block, v.site], v.saved, v.spent)
+        for v in decision.verdicts
+        if not v.kept
+    ]
+    return GateReport(True, f"as measured for {decision.profile.key.says()}", tuple(gone))
+
+
+def _why_skipped(
+    rewriting: Rewriting, functions: Any, phase: Phase, site: str, left_out: frozenset[str]
+) -> str | None:
     if phase.stage is None:
         return "the step is dense"
     stage = rewriting.recipe.stages[phase.stage]
     if site not in stage.sites:
         return f"not a site of stage {stage.name}"
+    if site in left_out:
+        return "the cost gate left it out"
     if Variant(stage=phase.stage) not in functions:
         return "its block has no graph for this stage"
     return None

@@ -175,6 +175,8 @@ def _places_in(model: nn.Module, block: str, recipe: Recipe) -> tuple[SitePlace,
 
 def _action(recipe: Recipe, variant: Variant, site: str) -> Action:
     """What a site does in the graph of a variant."""
+    if site in variant.left_out:
+        return "dense"
     if variant.stage is not None and site in recipe.stages[variant.stage].sites:
         return "forecast" if recipe.stages[variant.stage].method.name == "skip" else "merged"
     if variant.refresh is not None and site in recipe.stages[variant.refresh].sites:

@@ -47,6 +47,9 @@ def render(e: Explanation) -> RenderableType:
     if any(e.state_bytes.values()):
         held = ", ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in e.state_bytes.items())
         parts.append(Text(f"held across steps: {held}"))
+    parts.append(Text(f"cost gate: {e.gate.says}"))
+    if e.gate.sites:
+        parts.append(_gate_table(e))
     parts += [Text(line) for line in (*_left_alone(e), *(f"note: {note}" for note in e.notes))]
     return Group(*parts)
 
@@ -63,6 +66,18 @@ def _site_table(e: Explanation) -> Table:
             str(phase), _paths([s.path for s in sites]), f"{first.tokens_before} -> {first.tokens_after}",
             f"{first.macs_before.total / 1e9:.4g}{after}",
         )  # fmt: skip
+    return table
+
+
+def _gate_table(e: Explanation) -> Table:
+    table = Table(
+        "stage", "removed", "modules", "saved", "spent", title="Left out by the cost gate (ms each per call)"
+    )
+    groups: dict[tuple[str, int, str, float, float], list[str]] = {}
+    for s in e.gate.sites:
+        groups.setdefault((s.stage, s.removed, s.site, s.saved, s.spent), []).append(s.path)
+    for (stage, removed, _, saved, spent), paths in groups.items():
+        table.add_row(stage, str(removed), _paths(paths), f"{1e3 * saved:.3g}", f"{1e3 * spent:.3g}")
     return table
 
 

@@ -57,6 +57,42 @@ class PhaseReport:
 
 
 @dataclass(frozen=True)
+class GatedSite:
+    """A site that the cost gate leaves dense in a phase.
+
+    Attributes:
+        stage: Name of the stage.
+        removed: Image tokens that the phase removes at the sites that it merges.
+        site: Id in the recipe.
+        path: Module path.
+        saved: Seconds per call that merging it is predicted to save.
+        spent: Seconds per call that it is predicted to cost; the plan counts where no other site needs it.
+    """
+
+    stage: str
+    removed: int
+    site: str
+    path: str
+    saved: float
+    spent: float
+
+
+@dataclass(frozen=True)
+class GateReport:
+    """What the cost gate did.
+
+    Attributes:
+        active: Whether it had a measurement to go by.
+        says: The measurement that it went by, or why it did nothing.
+        sites: What it left dense. Phases in which nothing is left to merge are gone from the schedule.
+    """
+
+    active: bool
+    says: str
+    sites: tuple[GatedSite, ...] = ()
+
+
+@dataclass(frozen=True)
 class Explanation:
     """What a rewriting does at one size; print it, or take `as_dict`.
 
@@ -75,6 +111,7 @@ class Explanation:
         dense: MACs of one call of the unchanged model.
         phases: The phases.
         sites: Every site in every phase.
+        gate: What the cost gate left out, or why it did nothing.
         notes: What was not done, and why.
         state_bytes: Memory held across steps right now, in bytes, by purpose.
     """
@@ -93,6 +130,7 @@ class Explanation:
     dense: Macs
     phases: tuple[PhaseReport, ...]
     sites: tuple[SiteReport, ...]
+    gate: GateReport
     notes: tuple[str, ...]
     state_bytes: dict[str, int]
 

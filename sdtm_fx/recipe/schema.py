@@ -165,6 +165,9 @@ class Recipe(Part):
     """Step-dependent weight of the text keys; absent: none."""
     passes: PassSwitches = PassSwitches()
     """Optional graph passes."""
+    gate: Literal["auto", "off"] = "auto"
+    """``auto`` leaves out sites where merging is predicted to cost more time than it saves, on a device that
+    `sdtm_fx.calibrate` has measured; ``off`` merges wherever the recipe says."""
     seed: int = 0
     """Seed of the counter-based hash that methods draw from."""
 
@@ -239,7 +242,10 @@ class Recipe(Part):
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of the content: equal for equal recipes, however they were written."""
-        text = json.dumps(self.to_data(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        data = self.to_data()
+        if data["gate"] == "auto":
+            del data["gate"]  # younger than version 1: recipes that say nothing keep the hash that they had
+        text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def override(self, changes: Mapping[str, Any] | None = None, /, **sections: Any) -> Recipe:

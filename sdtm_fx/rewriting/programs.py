@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import fx
 
 from sdtm_fx.capture.arguments import Key, Leaf
 from sdtm_fx.capture.blocks import capture_block
@@ -28,25 +29,32 @@ class Program:
     """One block structure, rewritten.
 
     Attributes:
-        dense: The captured graph itself, as a function: what the block computes unchanged.
+        captured: The captured graph.
+        dense: The same as a function: what the block computes unchanged.
         functions: What a block runs, by variant; where a variant is missing, the block's own forward runs.
         code: The generated Python of each variant.
         applied: How often each pass applied, by variant.
-        notes: Why something was not done.
+        said: What passes noted, in order.
         places: The sites in it.
         features: By variant, the names of the features that it stores (dense steps) or reads (stages).
     """
 
+    captured: fx.Graph
     dense: BlockFunction
     functions: dict[Variant, BlockFunction]
     code: dict[Variant, str]
     applied: dict[Variant, dict[str, int]]
-    notes: tuple[str, ...]
+    said: dict[str, None]
     places: tuple[SitePlace, ...]
     features: dict[Variant, frozenset[str]] = field(default_factory=dict)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Why something was not done."""
+        return tuple(self.said)
+
     def __deepcopy__(self, memo: dict[int, object]) -> Program:
-        """A program is never changed and holds no module: copies of a model share it."""
+        """A program only ever grows by variants, and holds no module: copies of a model share it."""
         return self
 
 
@@ -86,6 +94,18 @@ class ProgramCache:
         if structure not in self.programs:
             self.programs[structure] = _rewrite(self.recipe, block, capture, places)
         return self.programs[structure]
+
+    def gated(self, program: Program, block: torch.nn.Module, variant: Variant) -> None:
+        """Rewrite a program once more, without the sites that a variant leaves out, unless that was done.
+
+        Args:
+            program: The program; the variant is added to it.
+            block: A block of its structure; it is not changed.
+            variant: The variant.
+        """
+        if variant.left_out and variant not in program.features:
+            program.features[variant] = frozenset()  # where nothing is left to do, this is what is known
+            _add_variant(self.recipe, block, program, variant)
 
     def refreshes(self, served: int, stage: int) -> bool:
         """Whether a dense step that stores features for one stage stores all that another stage reads."""
@@ -129,45 +149,48 @@ def _first_that_reads_alike(recipe: Recipe, stage: int) -> int:
 def _rewrite(
     recipe: Recipe, block: torch.nn.Module, capture: Capture, places: tuple[SitePlace, ...]
 ) -> Program:
-    passes: Sequence[Pass] = importlib.import_module("sdtm_fx.passes").PASSES
-    attention = tuple(p for p in places if recipe.sites[p.site_index].kind == "attention")
     _confirm_kinds(recipe, block, capture, places)
-    functions: dict[Variant, BlockFunction] = {}
-    code: dict[Variant, str] = {}
-    applied: dict[Variant, dict[str, int]] = {}
-    notes: dict[str, None] = {}
-    features: dict[Variant, frozenset[str]] = {}
-    for variant in variants_of(recipe):
-        active = tuple(p for p in places if recipe.sites[p.site_index].id in _sites_of(recipe, variant))
-        if not active and (recipe.prompt is None or not attention):
-            continue
-        if variant == Variant(stage=None) and recipe.prompt is None:
-            continue
-        work = BlockWork(copy_graph(capture.graph), block, recipe, variant, active, attention)
-        applied[variant] = run_passes(work, passes)
-        name = f"{type(block).__name__}_{_label(recipe, variant)}"
-        functions[variant] = graph_function(work.graph, block, name)
-        code[variant] = work.graph.python_code("self").src
-        notes.update(dict.fromkeys(work.notes))
-        features[variant] = frozenset(
-            str(n.args[-1]) for n in work.calls(ops.store_feature, ops.forecast_feature, ops.blend_forecast)
-        )
     dense = graph_function(capture.graph, block, f"{type(block).__name__}_captured")
-    return Program(dense, functions, code, applied, tuple(notes), places, features)
+    program = Program(capture.graph, dense, {}, {}, {}, {}, places)
+    for variant in variants_of(recipe):
+        _add_variant(recipe, block, program, variant)
+    return program
+
+
+def _add_variant(recipe: Recipe, block: torch.nn.Module, program: Program, variant: Variant) -> None:
+    """Rewrite the captured graph for a variant, unless there is nothing to do in it."""
+    passes: Sequence[Pass] = importlib.import_module("sdtm_fx.passes").PASSES
+    attention = tuple(p for p in program.places if recipe.sites[p.site_index].kind == "attention")
+    handled = _sites_of(recipe, variant)
+    active = tuple(p for p in program.places if recipe.sites[p.site_index].id in handled)
+    if not active and (recipe.prompt is None or not attention):
+        return
+    if variant == Variant(stage=None) and recipe.prompt is None:
+        return
+    work = BlockWork(copy_graph(program.captured), block, recipe, variant, active, attention)
+    program.applied[variant] = run_passes(work, passes)
+    name = f"{type(block).__name__}_{_label(recipe, variant)}"
+    program.functions[variant] = graph_function(work.graph, block, name)
+    program.code[variant] = work.graph.python_code("self").src
+    program.said.update(dict.fromkeys(work.notes))
+    program.features[variant] = frozenset(
+        str(n.args[-1]) for n in work.calls(ops.store_feature, ops.forecast_feature, ops.blend_forecast)
+    )
 
 
 def _sites_of(recipe: Recipe, variant: Variant) -> tuple[str, ...]:
     stages = {i for i in (variant.stage, variant.refresh, variant.measure) if i is not None}
-    return tuple(site for i in stages for site in recipe.stages[i].sites)
+    return tuple(site for i in stages for site in recipe.stages[i].sites if site not in variant.left_out)
 
 
 def _label(recipe: Recipe, variant: Variant) -> str:
+    without = "".join(f"_without_{site}" for site in sorted(variant.left_out))
     if variant.stage is not None:
-        return recipe.stages[variant.stage].name.replace("-", "_")
+        return f"{recipe.stages[variant.stage].name}{without}".replace("-", "_")
     return (
         "dense"
         if variant.refresh is None
-        else f"dense_for_{recipe.stages[variant.refresh].name}".replace("-", "_")
+        else f"dense_for_{recipe.stages[variant.refresh].name}{without}".replace("-", "_")
     )
 
 

@@ -70,9 +70,10 @@ class BlockBinding:
         if program is None:
             program = self.learn(block, key, leaves)
         variant = None if call.variant is None else self._variant(call, program)
-        function = None if variant is None else program.functions.get(variant)
+        function = None if variant is None else self._function(block, program, variant)
         if self.executor is not None and self.former is None:
-            return self.executor.run(self, block, program, replace(call, variant=variant), leaves)
+            own = replace(call, variant=variant, gated={}, gated_stores={})
+            return self.executor.run(self, block, program, own, leaves)
         if variant is None or function is None:
             return self._own(block, args, kwargs)
         context = BlockContext(call, self.index, self.runtime.planned)
@@ -81,7 +82,8 @@ class BlockBinding:
         try:
             return function(block, context, *leaves)
         except GuardFailed:
-            function = self.learn(block, key, leaves).functions[variant]
+            function = self._function(block, self.learn(block, key, leaves), variant)
+            assert function is not None
             return function(block, context, *leaves)
 
     def check_modules(self, block: torch.nn.Module) -> None:
@@ -109,14 +111,22 @@ class BlockBinding:
 
         The model may leave a block out on the step that stores them: caches, `skip_layers`.
         """
-        variant = call.variant
-        assert variant is not None
+        assert call.variant is not None
+        variant = call.gated.get(self.path, call.variant)
         if variant.stage is None or torch.compiler.is_compiling():
             return variant  # a phase that is compiled whole has all its features, or is not run
         held = call.state.features
         if all((self.index, name) in held for name in program.features.get(variant, ())):
             return variant
-        return dense_variant(self.cache.recipe, variant.stage)
+        return call.gated_stores.get(self.path) or dense_variant(self.cache.recipe, variant.stage)
+
+    def _function(
+        self, block: torch.nn.Module, program: Program, variant: Variant
+    ) -> Callable[..., Any] | None:
+        """The function of a variant; where the cost gate leaves sites out, it is made when first asked for."""
+        if variant.left_out and not torch.compiler.is_compiling():
+            self.cache.gated(program, block, variant)
+        return program.functions.get(variant)
 
     def _own(self, block: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.former is not None:

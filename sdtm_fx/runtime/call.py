@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 
@@ -19,11 +20,13 @@ class Variant:
         stage: Index of the stage whose sites are merged or skipped; None for a dense step.
         refresh: On a dense step, the stage that features are stored for.
         measure: A dense step that counts what lies above the threshold of this stage (SDTM*).
+        left_out: Sites, by id, that the cost gate leaves dense; on a dense step, that store nothing.
     """
 
     stage: int | None
     refresh: int | None = None
     measure: int | None = None
+    left_out: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class Call:
         threshold: Score above which windows merge (SDTM*), or None.
         salt: 0-d int64 tensor for hash-based draws, or None.
         prompt_bias: 0-d float tensor added to the logits of text keys, or None.
+        gated: Variants of the blocks in which the cost gate leaves sites out, by module path.
+        gated_stores: What these blocks run where they have no features yet, by module path.
     """
 
     variant: Variant | None
@@ -65,6 +70,8 @@ class Call:
     threshold: float | None
     salt: torch.Tensor | None
     prompt_bias: torch.Tensor | None
+    gated: Mapping[str, Variant] = field(default_factory=dict)
+    gated_stores: Mapping[str, Variant] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

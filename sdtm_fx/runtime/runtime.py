@@ -14,7 +14,9 @@ from sdtm_fx.capture.arguments import Signature
 from sdtm_fx.capture.example import text_length
 from sdtm_fx.clock import Clock, Moment
 from sdtm_fx.clock_sources import ManualSteps
+from sdtm_fx.cost.gating import GateDecision, GateSize, decide
 from sdtm_fx.cost.model import CostModel
+from sdtm_fx.cost.profile import DeviceKey, DeviceProfile
 from sdtm_fx.hashing import combine
 from sdtm_fx.phase import Phase, Schedule
 from sdtm_fx.recipe.ratio import ThresholdRatio
@@ -59,6 +61,7 @@ class Runtime:
         clock: Says which step it is.
         signature: Parameters of the model's forward.
         cost: What steps cost; the schedule weighs its levels by it.
+        profiles: What devices can do, for the cost gate; empty where it is off or nothing was measured.
         refreshes: Whether the features stored for one stage are all that another reads.
         groups: The plan groups of the rewritten blocks.
         state: What lives across steps.
@@ -75,6 +78,7 @@ class Runtime:
     clock: Clock
     signature: Signature
     cost: CostModel | None = None
+    profiles: Mapping[DeviceKey, DeviceProfile] = field(default_factory=dict)
     refreshes: Suffices | None = None
     groups: tuple[int, ...] = ()
     static: bool = False
@@ -90,6 +94,8 @@ class Runtime:
     def __post_init__(self) -> None:
         self.grid = GridReader(self.recipe.tokens.grid)
         self._schedules: dict[tuple[int, tuple[int, int], int], Schedule] = {}
+        self._decisions: dict[tuple[int, tuple[int, int], int, int, DeviceKey], GateDecision] = {}
+        self._device: torch.device | None = None
         self._generation: int | None = None
         self._evaluation: tuple[int, int] | None = None
         self._calls_in_evaluation = 0
@@ -98,8 +104,46 @@ class Runtime:
         self.last: CallSize | None = None
         self.moment: Moment | None = None
 
-    def schedule(self, steps: int, grid: tuple[int, int], text: int) -> Schedule:
-        """The schedule of a generation, made once per number of steps, grid and text length."""
+    def schedule(self, steps: int, grid: tuple[int, int], text: int, batch: int = 1) -> Schedule:
+        """The schedule of a generation, made once per number of steps, grid, text length and batch.
+
+        Args:
+            steps: Denoising steps.
+            grid: (height, width) in tokens.
+            text: Text tokens.
+            batch: Samples per call; the cost gate asks for it.
+        """
+        decision = self.gate(steps, grid, text, batch)
+        return self._asked(steps, grid, text) if decision is None else decision.schedule
+
+    def gate(self, steps: int, grid: tuple[int, int], text: int, batch: int) -> GateDecision | None:
+        """What the cost gate decides for a generation; None where it is off or has nothing to go by."""
+        if not self.profiles or self.cost is None:
+            return None
+        device = self.device_key()
+        profile, key = self.profiles.get(device), (steps, grid, text, batch, device)
+        if profile is None:
+            return None
+        if key not in self._decisions:
+            size = GateSize(grid, text, batch, getattr(torch, device.dtype))
+            suffices = self.refreshes or (lambda served, stage: False)
+            self._decisions[key] = decide(self.cost, self._asked(steps, grid, text), size, profile, suffices)
+        return self._decisions[key]
+
+    def device_key(self) -> DeviceKey:
+        """What the model runs on: the device of its last call, or of its weights before the first."""
+        assert self.cost is not None
+        weights = next(
+            (p for b in self.cost.blocks for p in b.block.parameters() if p.is_floating_point()), None
+        )
+        dtype = torch.get_default_dtype() if weights is None else weights.dtype
+        device = self._device or (torch.device("cpu") if weights is None else weights.device)
+        if device.type == "meta":  # shapes without weights are asked about, as for the machine at hand
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return DeviceKey.of(device, dtype, self.static)
+
+    def _asked(self, steps: int, grid: tuple[int, int], text: int) -> Schedule:
+        """The schedule that the recipe asks for, whatever the gate says."""
         key = (steps, grid, text)
         if key not in self._schedules:
             cost = self.cost.step_cost(grid, text) if self.cost is not None else None
@@ -128,6 +172,7 @@ class Runtime:
         grid = self.grid.read(arguments)
         tensor = next(v for v in arguments.values() if isinstance(v, torch.Tensor))
         batch = tensor.shape[0]
+        self._device = tensor.device
         starts = self._note_time(moment)
         halves = self._halves(batch)
         branch = (0 if self.rehearses else self.context_name or self._calls_in_evaluation, batch, grid)
@@ -194,7 +239,8 @@ class Runtime:
         device: torch.device,
     ) -> Call:
         recipe, step = self.recipe, moment.step
-        schedule = self.schedule(size.steps, size.grid, size.text)
+        schedule = self.schedule(size.steps, size.grid, size.text, size.batch)
+        decision = self.gate(size.steps, size.grid, size.text, size.batch)
         phase = self._phase(schedule, step, state)
         state.measured, state.above = state.above or state.measured, {}
         served = phase.stage if phase.stage is not None else next_stage(schedule, step)
@@ -234,6 +280,10 @@ class Runtime:
             threshold=ratio.threshold if isinstance(ratio, ThresholdRatio) else None,
             salt=state.salt,
             prompt_bias=state.prompt_bias,
+            gated={} if decision is None else decision.variants(variant, phase.remove),
+            gated_stores={}
+            if decision is None or served is None
+            else decision.variants(dense_variant(recipe, served), 0),
         )
         if self.static:
             state.static = True

@@ -38,7 +38,7 @@ def graph_breaks() -> dict[str, int]:
 def phases_of(model: torch.nn.Module, steps: int, grid: tuple[int, int] = (8, 8), text: int = 5) -> int:
     """How many phases a generation has, told from its schedule alone."""
     rewriting = the_rewriting(model)
-    return len(list(distinct_phases(rewriting, rewriting.runtime.schedule(steps, grid, text))))
+    return len(list(distinct_phases(rewriting, rewriting.runtime.schedule(steps, grid, text, 2))))
 
 
 @contextmanager

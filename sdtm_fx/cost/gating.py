@@ -1,0 +1,320 @@
+"""The cost gate on a schedule: which sites each phase leaves out, and which phases it drops altogether."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from sdtm_fx.cost.effort import Effort
+from sdtm_fx.cost.gate import NOTHING, Offer, best_offers, marginal, pays, subsets
+from sdtm_fx.cost.model import CostModel, MeasuredBlock, sites_of
+from sdtm_fx.cost.profile import DeviceProfile
+from sdtm_fx.cost.saving import plan_effort
+from sdtm_fx.phase import Phase, Schedule
+from sdtm_fx.recipe.schema import Recipe
+from sdtm_fx.rewriting.programs import ProgramCache, dense_variant
+from sdtm_fx.runtime.call import Variant
+from sdtm_fx.runtime.refreshes import Suffices, add_refreshes
+
+Level = tuple[int, int]
+"""Index of a stage, and tokens removed."""
+
+
+@dataclass(frozen=True)
+class SiteVerdict:
+    """What the gate says about one site of one block.
+
+    Attributes:
+        stage: Index of the stage.
+        removed: Tokens removed at merged sites.
+        block: Module path of the block.
+        site: Id of the site.
+        saved: Seconds per call that merging it is predicted to save, beside the sites that stay.
+        spent: Seconds per call that it is predicted to cost: merge, unmerge, forecast, and the plan where no
+            other site needs it.
+        kept: Whether it is merged.
+    """
+
+    stage: int
+    removed: int
+    block: str
+    site: str
+    saved: float
+    spent: float
+    kept: bool
+
+
+@dataclass(frozen=True)
+class GateDecision:
+    """What the gate decided for one size of generation.
+
+    Attributes:
+        profile: What the prediction is based on.
+        verdicts: Every site of every phase that merges or skips, before the gate.
+        schedule: The schedule, without the phases in which nothing is left to merge.
+        merges: Per level, the variants of blocks that leave sites out, by module path.
+        stores: The same of dense steps, per stage that features are stored for.
+    """
+
+    profile: DeviceProfile
+    verdicts: tuple[SiteVerdict, ...]
+    schedule: Schedule
+    merges: Mapping[Level, Mapping[str, Variant]]
+    stores: Mapping[int, Mapping[str, Variant]]
+
+    def variants(self, variant: Variant | None, remove: int) -> Mapping[str, Variant]:
+        """The blocks that run another variant than the call, by module path."""
+        if variant is None or variant.measure is not None:
+            return {}
+        if variant.stage is not None:
+            return self.merges.get((variant.stage, remove), {})
+        return {} if variant.refresh is None else self.stores.get(variant.refresh, {})
+
+
+@dataclass(frozen=True)
+class GateSize:
+    """What a decision is for.
+
+    Attributes:
+        grid: (height, width) in tokens.
+        text: Text tokens.
+        batch: Samples per call, CFG halves counted.
+        dtype: What is computed in.
+    """
+
+    grid: tuple[int, int]
+    text: int
+    batch: int
+    dtype: torch.dtype
+
+
+def add_variants(recipe: Recipe, cache: ProgramCache, block: MeasuredBlock) -> None:
+    """Rewrite a block for every set of sites that the gate may keep."""
+    for stage in range(len(recipe.stages)):
+        whole = sites_of(recipe, stage, block)
+        for kept in subsets(sorted(whole)):
+            for variant in (Variant(stage=stage), dense_variant(recipe, stage)):
+                cache.gated(block.program, block.block, replace(variant, left_out=whole - kept))
+
+
+def decide(
+    cost: CostModel,
+    schedule: Schedule,
+    size: GateSize,
+    profile: DeviceProfile,
+    suffices: Suffices = lambda served, stage: False,
+) -> GateDecision:
+    """Decide for every phase of a schedule which sites are merged.
+
+    Args:
+        cost: What blocks cost, measured with every set of sites.
+        schedule: What the recipe asks for.
+        size: The size of the calls.
+        profile: What the device can do.
+        suffices: Whether the features stored for one stage are all that another reads.
+    """
+    return _Gate(cost, schedule, size, profile, suffices).decide()
+
+
+class _Gate:
+    """One decision in the making."""
+
+    def __init__(
+        self,
+        cost: CostModel,
+        schedule: Schedule,
+        size: GateSize,
+        profile: DeviceProfile,
+        suffices: Suffices,
+    ) -> None:
+        self.cost, self.recipe, self.schedule = cost, cost.recipe, schedule
+        self.size, self.profile, self.suffices = size, profile, suffices
+        self.levels: list[Level] = list(
+            dict.fromkeys((p.stage, p.remove) for p in schedule.phases if p.stage is not None)
+        )
+        phases = [schedule.phase(step) for step in range(schedule.steps)]
+        merging = sum(p.stage is not None for p in phases)
+        stores = sum(p.refresh for p in phases)
+        self.stores_per_step = stores / merging if merging else 0.0
+        self._known: dict[tuple[int, Level], dict[frozenset[str], Offer]] = {}
+        self._chosen: dict[tuple[Level, str], Offer] = {}
+        self._plans = {level: self._plan(level) for level in self.levels}
+
+    def decide(self) -> GateDecision:
+        groups = self._groups()
+        for level in self.levels:
+            for blocks in groups:
+                offers = [list(self.offers(block, level).values()) for block in blocks]
+                for block, offer in zip(blocks, best_offers(offers, self._plans[level]), strict=True):
+                    self._chosen[level, block.path] = offer
+        if self.recipe.reuse is not None:
+            self._reconcile(groups)
+        return GateDecision(
+            profile=self.profile,
+            verdicts=tuple(
+                v for level in self.levels for blocks in groups for v in self._verdicts(level, blocks)
+            ),
+            schedule=self._gated_schedule(),
+            merges={level: self._left_out(level) for level in self.levels},
+            stores=self._stores(),
+        )
+
+    def _groups(self) -> list[list[MeasuredBlock]]:
+        groups: dict[int, list[MeasuredBlock]] = {}
+        for block in self.cost.blocks:
+            groups.setdefault(block.index // self.recipe.plan.every_layers, []).append(block)
+        return list(groups.values())
+
+    def offers(self, block: MeasuredBlock, level: Level) -> dict[frozenset[str], Offer]:
+        """What a block can do in a phase, by the sites that are merged."""
+        key = (id(block.program), level)
+        if key not in self._known:
+            sites = sites_of(self.recipe, level[0], block)
+            self._known[key] = {
+                kept: self._offer(block, level, kept, sites) for kept in subsets(sorted(sites))
+            }
+        return self._known[key]
+
+    def _offer(
+        self, block: MeasuredBlock, level: Level, kept: frozenset[str], sites: frozenset[str]
+    ) -> Offer:
+        (stage, remove), size = level, self.size
+        tokens, item = size.grid[0] * size.grid[1], size.dtype.itemsize
+        cost = self.cost.block_cost(block, stage, sites - kept)
+        if cost is None or cost.extra is None:
+            return NOTHING
+        macs = cost.saving.at(tokens, size.text, remove) * size.batch
+        saved = cost.extra.saved(remove, size.batch, item) + Effort(macs.linear, macs.attention)
+        spent = cost.extra.spent(tokens, size.batch, item)
+        spent = spent + cost.extra.storing(tokens, size.batch, item) * self.stores_per_step
+        return Offer(kept, self.profile.seconds(saved), self.profile.seconds(spent))
+
+    def _plan(self, level: Level) -> float:
+        """Seconds per call that the plan of a group takes, where some steps keep the one of a step before."""
+        (stage, remove), size = level, self.size
+        whole = (self.cost.block_cost(block, stage) for block in self.cost.blocks)
+        width = next((cost.width for cost in whole if cost is not None), None)
+        if width is None:
+            return 0.0
+        steps = Counter(p.fresh_plan for p in map(self.schedule.phase, range(self.schedule.steps))
+                        if (p.stage, p.remove) == level)  # fmt: skip
+        fresh = steps[True] / steps.total() if steps else 1.0
+        effort = plan_effort(self.recipe, stage, size.grid, size.text, width, remove, size.batch, size.dtype)
+        return fresh * self.profile.seconds(effort)
+
+    def _reconcile(self, groups: list[list[MeasuredBlock]]) -> None:
+        """See to it that dense steps store what phases read: one graph stores for all phases of its stages.
+
+        Sites whose outputs join before they are stored can only stay together, or go together.
+        """
+        may_grow, unsettled = True, True
+        while unsettled:
+            unsettled = False
+            for blocks in groups:
+                for block in blocks:
+                    unsettled |= self._settle(block, may_grow)
+                for level in self.levels:
+                    chosen = [self._chosen[level, block.path] for block in blocks]
+                    if not pays(chosen, self._plans[level]):
+                        self._chosen.update({(level, block.path): NOTHING for block in blocks})
+                        unsettled = True
+            may_grow = False  # from now on sets only shrink, so this ends
+
+    def _settle(self, block: MeasuredBlock, may_grow: bool) -> bool:
+        """Change what a block merges where features would be missing; returns whether anything was changed."""
+        changed = False
+        for served in self._served():
+            readers = [level for level in self.levels if self._reads(served, level[0])]
+            kept = frozenset(s for level in readers for s in self._chosen[level, block.path].sites)
+            stored = block.program.features.get(self._store_variant(served, block, kept), frozenset())
+            for level in readers:
+                offer, offers = self._chosen[level, block.path], self.offers(block, level)
+                sites = sites_of(self.recipe, level[0], block)
+                variant = Variant(stage=level[0], left_out=sites - offer.sites)
+                if not offer.sites or block.program.features.get(variant, frozenset()) <= stored:
+                    continue
+                together = offers.get(kept & sites, NOTHING)
+                grows = may_grow and together.sites != offer.sites and together.net >= self._plans[level]
+                self._chosen[level, block.path] = together if grows else NOTHING
+                changed = True
+        return changed
+
+    def _served(self) -> tuple[int, ...]:
+        """The stages that dense steps store features for."""
+        stages = (dense_variant(self.recipe, stage).refresh for stage, _ in self.levels)
+        return tuple(dict.fromkeys(stage for stage in stages if stage is not None))
+
+    def _reads(self, served: int, stage: int) -> bool:
+        """Whether a stage may read what dense steps store for another."""
+        return dense_variant(self.recipe, stage).refresh == served or self.suffices(served, stage)
+
+    def _store_variant(self, served: int, block: MeasuredBlock, kept: frozenset[str]) -> Variant:
+        dense = dense_variant(self.recipe, served)
+        if dense.measure is not None:
+            return dense  # what counts goes on storing everything: one graph less
+        return replace(dense, left_out=sites_of(self.recipe, served, block) - kept)
+
+    def _stores(self) -> dict[int, dict[str, Variant]]:
+        stores: dict[int, dict[str, Variant]] = {}
+        for served in self._served():
+            readers = [level for level in self.levels if self._reads(served, level[0])]
+            for block in self.cost.blocks:
+                kept = frozenset(s for level in readers for s in self._chosen[level, block.path].sites)
+                variant = self._store_variant(served, block, kept)
+                if variant.left_out:
+                    stores.setdefault(served, {})[block.path] = variant
+        return stores
+
+    def _left_out(self, level: Level) -> dict[str, Variant]:
+        stage, variants = level[0], {}
+        for block in self.cost.blocks:
+            left_out = sites_of(self.recipe, stage, block) - self._chosen[level, block.path].sites
+            if left_out:
+                variants[block.path] = Variant(stage=stage, left_out=left_out)
+        return variants
+
+    def _verdicts(self, level: Level, blocks: list[MeasuredBlock]) -> list[SiteVerdict]:
+        verdicts = []
+        for block in blocks:
+            chosen, offers = self._chosen[level, block.path], self.offers(block, level)
+            others = any(self._chosen[level, b.path].sites for b in blocks if b is not block)
+            plan = 0.0 if others else self._plans[level]
+            for site in (
+                s for s in self.recipe.stages[level[0]].sites if s in sites_of(self.recipe, level[0], block)
+            ):
+                saved, spent = marginal(offers, chosen, site, plan)
+                kept = site in chosen.sites
+                verdicts.append(SiteVerdict(*level, block.path, site, saved, spent, kept))
+        return verdicts
+
+    def _gated_schedule(self) -> Schedule:
+        """The schedule with dense steps in place of phases in which no block merges any more."""
+        schedule, dense = self.schedule, Phase(None, 0, refresh=self.recipe.reuse is not None)
+        gone = {
+            level
+            for level in self.levels
+            if not any(self._chosen[level, b.path].sites for b in self.cost.blocks)
+        }
+        if not gone:
+            return schedule
+        phases = [dense if (p.stage, p.remove) in gone else p for p in schedule.phases]
+        of_step = [phases[index] for index in schedule.phase_of_step]
+        choices = [tuple(dict.fromkeys(phases[index] for index in c)) for c in schedule.choices]
+        choices = [c if any(p.stage is not None for p in c) else () for c in choices]
+        used = {*of_step, *(p for c in choices for p in c)}
+        left = tuple(dict.fromkeys(p for p in (dense, *phases) if p in used))
+        number = {phase: index for index, phase in enumerate(left)}
+        gated = replace(
+            schedule,
+            phases=left,
+            phase_of_step=tuple(number[p] for p in of_step),
+            ratios=tuple(
+                ratio if phase.stage is not None or options else 0.0
+                for phase, options, ratio in zip(of_step, choices, schedule.ratios, strict=True)
+            ),
+            choices=tuple(tuple(number[p] for p in c) for c in choices),
+        )
+        return gated if self.recipe.reuse is None else add_refreshes(gated, self.suffices)

@@ -1,0 +1,41 @@
+"""Compiled phases of a recipe with sites that the cost gate leaves out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import sdtm_fx
+from sdtm_fx.cost.profile_cache import VARIABLE, save_profile
+from tests.compiling.counting import FEW, Graphs, graph_breaks, no_new_graph, phases_of
+from tests.rates import made_up
+from tests.user.cases import SD3, all_equal, run_steps, the_rewriting
+
+pytestmark = pytest.mark.compile
+
+STEPS = 10
+STRUCTURES = 2
+
+
+@pytest.mark.parametrize("regional", [False, True], ids=["whole", "regional"])
+def test_a_phase_without_some_sites_is_one_graph(
+    regional: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, str(tmp_path))
+    for compiled in (False, True):
+        save_profile(made_up(attention=1.0, launch=1.0, compiled=compiled))
+    inputs = SD3.inputs()
+    model = sdtm_fx.rewrite(SD3.model(), SD3.recipe(FEW))
+    eager = run_steps(model, inputs, STEPS)
+    sdtm_fx.compile(model, regional=regional, backend="eager")
+    graphs = Graphs()
+    assert all_equal(run_steps(model, inputs, STEPS), eager)
+    assert graphs.made == phases_of(model, STEPS) * (STRUCTURES if regional else 1)
+    assert not graph_breaks()
+    decision = the_rewriting(model).runtime.gate(STEPS, (8, 8), 5, 2)
+    assert decision is not None
+    assert decision.profile.key.compiled
+    assert {v.site for v in decision.verdicts if not v.kept} == {"ff"}
+    with no_new_graph():
+        assert all_equal(run_steps(model, inputs, STEPS), eager)
