@@ -3,92 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-import torch
-
+from sdtm_fx.cost.decision import GateDecision, GateSize, Level, SiteVerdict
 from sdtm_fx.cost.effort import Effort
 from sdtm_fx.cost.gate import NOTHING, Offer, best_offers, marginal, pays, subsets
+from sdtm_fx.cost.gate_schedule import drop_levels
 from sdtm_fx.cost.model import CostModel, MeasuredBlock, sites_of
 from sdtm_fx.cost.profile import DeviceProfile
 from sdtm_fx.cost.saving import plan_effort
-from sdtm_fx.phase import Phase, Schedule
+from sdtm_fx.phase import Schedule
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewriting.programs import ProgramCache, dense_variant
 from sdtm_fx.runtime.call import Variant
 from sdtm_fx.runtime.refreshes import Suffices, add_refreshes
-
-Level = tuple[int, int]
-"""Index of a stage, and tokens removed."""
-
-
-@dataclass(frozen=True)
-class SiteVerdict:
-    """What the gate says about one site of one block.
-
-    Attributes:
-        stage: Index of the stage.
-        removed: Tokens removed at merged sites.
-        block: Module path of the block.
-        site: Id of the site.
-        saved: Seconds per call that merging it is predicted to save, beside the sites that stay.
-        spent: Seconds per call that it is predicted to cost: merge, unmerge, forecast, and the plan where no
-            other site needs it.
-        kept: Whether it is merged.
-    """
-
-    stage: int
-    removed: int
-    block: str
-    site: str
-    saved: float
-    spent: float
-    kept: bool
-
-
-@dataclass(frozen=True)
-class GateDecision:
-    """What the gate decided for one size of generation.
-
-    Attributes:
-        profile: What the prediction is based on.
-        verdicts: Every site of every phase that merges or skips, before the gate.
-        schedule: The schedule, without the phases in which nothing is left to merge.
-        merges: Per level, the variants of blocks that leave sites out, by module path.
-        stores: The same of dense steps, per stage that features are stored for.
-    """
-
-    profile: DeviceProfile
-    verdicts: tuple[SiteVerdict, ...]
-    schedule: Schedule
-    merges: Mapping[Level, Mapping[str, Variant]]
-    stores: Mapping[int, Mapping[str, Variant]]
-
-    def variants(self, variant: Variant | None, remove: int) -> Mapping[str, Variant]:
-        """The blocks that run another variant than the call, by module path."""
-        if variant is None or variant.measure is not None:
-            return {}
-        if variant.stage is not None:
-            return self.merges.get((variant.stage, remove), {})
-        return {} if variant.refresh is None else self.stores.get(variant.refresh, {})
-
-
-@dataclass(frozen=True)
-class GateSize:
-    """What a decision is for.
-
-    Attributes:
-        grid: (height, width) in tokens.
-        text: Text tokens.
-        batch: Samples per call, CFG halves counted.
-        dtype: What is computed in.
-    """
-
-    grid: tuple[int, int]
-    text: int
-    batch: int
-    dtype: torch.dtype
 
 
 def add_variants(recipe: Recipe, cache: ProgramCache, block: MeasuredBlock) -> None:
@@ -292,29 +220,13 @@ class _Gate:
 
     def _gated_schedule(self) -> Schedule:
         """The schedule with dense steps in place of phases in which no block merges any more."""
-        schedule, dense = self.schedule, Phase(None, 0, refresh=self.recipe.reuse is not None)
         gone = {
             level
             for level in self.levels
             if not any(self._chosen[level, b.path].sites for b in self.cost.blocks)
         }
         if not gone:
-            return schedule
-        phases = [dense if (p.stage, p.remove) in gone else p for p in schedule.phases]
-        of_step = [phases[index] for index in schedule.phase_of_step]
-        choices = [tuple(dict.fromkeys(phases[index] for index in c)) for c in schedule.choices]
-        choices = [c if any(p.stage is not None for p in c) else () for c in choices]
-        used = {*of_step, *(p for c in choices for p in c)}
-        left = tuple(dict.fromkeys(p for p in (dense, *phases) if p in used))
-        number = {phase: index for index, phase in enumerate(left)}
-        gated = replace(
-            schedule,
-            phases=left,
-            phase_of_step=tuple(number[p] for p in of_step),
-            ratios=tuple(
-                ratio if phase.stage is not None or options else 0.0
-                for phase, options, ratio in zip(of_step, choices, schedule.ratios, strict=True)
-            ),
-            choices=tuple(tuple(number[p] for p in c) for c in choices),
-        )
-        return gated if self.recipe.reuse is None else add_refreshes(gated, self.suffices)
+            return self.schedule
+        reuses = self.recipe.reuse is not None
+        gated = drop_levels(self.schedule, gone, refresh=reuses)
+        return add_refreshes(gated, self.suffices) if reuses else gated

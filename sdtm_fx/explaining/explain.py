@@ -10,7 +10,7 @@ from rich.console import Console
 from sdtm_fx.capture.blocks import capture_outer
 from sdtm_fx.capture.example import ExampleSize, example_call
 from sdtm_fx.cost.counter import MacCounter, Macs
-from sdtm_fx.cost.gating import GateDecision
+from sdtm_fx.cost.decision import GateDecision
 from sdtm_fx.explaining.render import render
 from sdtm_fx.explaining.report import Explanation, GatedSite, GateReport, PhaseReport, SiteReport
 from sdtm_fx.phase import Phase, Schedule

@@ -14,7 +14,8 @@ from sdtm_fx.capture.arguments import Signature
 from sdtm_fx.capture.example import text_length
 from sdtm_fx.clock import Clock, Moment
 from sdtm_fx.clock_sources import ManualSteps
-from sdtm_fx.cost.gating import GateDecision, GateSize, decide
+from sdtm_fx.cost.decision import GateDecision, GateSize
+from sdtm_fx.cost.gating import decide
 from sdtm_fx.cost.model import CostModel
 from sdtm_fx.cost.profile import DeviceKey, DeviceProfile
 from sdtm_fx.hashing import combine

@@ -1,0 +1,160 @@
+"""Preparing a rewriting: matching, tracing and costs, before the model is touched."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from sdtm_fx.capture.arguments import Signature
+from sdtm_fx.capture.blocks import OuterCapture, capture_outer
+from sdtm_fx.capture.example import ExampleSize, example_call, example_size, text_length
+from sdtm_fx.capture.hooked import hooks_bypassed
+from sdtm_fx.capture.stand_ins import weights_in_place
+from sdtm_fx.clock import Clock
+from sdtm_fx.cost.gate import subsets
+from sdtm_fx.cost.gating import add_variants
+from sdtm_fx.cost.model import CostModel, MeasuredBlock, sites_of
+from sdtm_fx.cost.profile import DeviceKey, DeviceProfile
+from sdtm_fx.cost.profile_cache import load_profiles
+from sdtm_fx.errors import NothingMatched
+from sdtm_fx.recipe.match import compile_match
+from sdtm_fx.recipe.schema import Recipe
+from sdtm_fx.recipe.tokens import FixedGrid
+from sdtm_fx.rewriting.programs import ProgramCache
+from sdtm_fx.rewriting.rewriting import Rewriting
+from sdtm_fx.rewriting.work import SitePlace
+from sdtm_fx.runtime.binding import BlockBinding
+from sdtm_fx.runtime.runtime import Runtime
+from sdtm_fx.sites.matching import SiteModule, match_sites
+
+
+def prepare(model: torch.nn.Module, recipe: Recipe, example: Mapping[str, Any] | None) -> Rewriting:
+    """Do everything that can fail, without touching the model.
+
+    Args:
+        model: The model.
+        recipe: The recipe.
+        example: Keyword arguments of one call of the model, for recipes without `inputs`.
+
+    Raises:
+        NothingMatched: A site of the recipe matches no module.
+        SiteError: A site is not what the recipe says.
+        CaptureError: The model cannot be traced.
+        CalibrationError: A measurement that the cost gate would go by cannot be read.
+    """
+    modules = match_sites(model, recipe.sites)
+    places = _places(recipe, modules)
+    size = example_size(recipe)
+    outer = capture_outer(model, places, _example(model, recipe, size, example))
+    order = list(dict.fromkeys(call.path for call in outer.calls))
+    kept = _kept_blocks(recipe, order)
+    cache = ProgramCache(recipe)
+    runtime = Runtime(recipe, Clock(), Signature.of(type(model).forward))
+    bindings, blocks = _bind(model, recipe, outer, places, order, kept, cache, runtime)
+    measured_by_size = example is None and not isinstance(recipe.tokens.grid, FixedGrid)
+    grid = size.grid if measured_by_size else runtime.grid.read(example or {})
+    profiles = load_profiles() if recipe.gate == "auto" else {}
+    text = text_length(recipe, outer.arguments)
+    cost = CostModel(recipe, blocks, grid, text, with_extra=bool(profiles))
+    for block in blocks if profiles else ():
+        add_variants(recipe, cache, block)
+    # Measured now, while the example calls still fit the weights: `.to(dtype)` or `.to(device)` may follow.
+    for block, stage in itertools.product(blocks, range(len(recipe.stages))):
+        with hooks_bypassed(block.block), outer.mode, weights_in_place(block.block, block.leaves):
+            cost.block_cost(block, stage)
+            _measure_subsets(recipe, cost, block, stage, profiles)
+    runtime.cost = cost
+    runtime.profiles = profiles
+    runtime.refreshes = cache.refreshes
+    runtime.groups = tuple({b.index // recipe.plan.every_layers: None for b in bindings.values()})
+    return Rewriting(recipe, runtime, cache, bindings, tuple(p for p in order if p in kept), outer.graph)
+
+
+def _measure_subsets(
+    recipe: Recipe,
+    cost: CostModel,
+    block: MeasuredBlock,
+    stage: int,
+    profiles: Mapping[DeviceKey, DeviceProfile],
+) -> None:
+    """Measure a block with every set of sites that the cost gate may leave out, where it has rates to go by."""
+    if not profiles:
+        return
+    sites = sites_of(recipe, stage, block)
+    for kept in subsets(sorted(sites)):
+        cost.block_cost(block, stage, sites - kept)
+
+
+def _places(recipe: Recipe, modules: tuple[SiteModule, ...]) -> dict[str, tuple[SitePlace, ...]]:
+    index = {spec.id: i for i, spec in enumerate(recipe.sites)}
+    places: dict[str, tuple[SitePlace, ...]] = {}
+    for module in modules:
+        place = SitePlace(index[module.spec.id], module.local, module.path)
+        places[module.block] = (*places.get(module.block, ()), place)
+    return places
+
+
+def _example(
+    model: torch.nn.Module, recipe: Recipe, size: ExampleSize, given: Mapping[str, Any] | None
+) -> Callable[[], Mapping[str, Any]]:
+    if given is None:
+        return lambda: example_call(model, recipe, size)
+    return lambda: torch.utils._pytree.tree_map_only(torch.Tensor, torch.empty_like, dict(given))
+
+
+def _bind(
+    model: torch.nn.Module,
+    recipe: Recipe,
+    outer: OuterCapture,
+    places: dict[str, tuple[SitePlace, ...]],
+    order: list[str],
+    kept: set[str],
+    cache: ProgramCache,
+    runtime: Runtime,
+) -> tuple[dict[str, BlockBinding], tuple[MeasuredBlock, ...]]:
+    bindings: dict[str, BlockBinding] = {}
+    blocks: list[MeasuredBlock] = []
+    for call in outer.calls:
+        if call.path in kept:
+            continue
+        block = model.get_submodule(call.path)
+        if call.path not in bindings:
+            bindings[call.path] = BlockBinding(
+                runtime,
+                cache,
+                call.path,
+                order.index(call.path),
+                Signature.of(type(block).forward),
+                places[call.path],
+            )
+        program = cache.program(block, call.key, call.leaves, places[call.path])
+        bindings[call.path].programs[call.key] = program
+        blocks.append(MeasuredBlock(call.path, block, program, call.leaves, order.index(call.path)))
+    if not bindings:
+        raise NothingMatched(
+            f"recipe {recipe.name!r}: keep_dense.layers keeps every block; nothing is left to merge"
+        )
+    return bindings, tuple(blocks)
+
+
+def _kept_blocks(recipe: Recipe, order: list[str]) -> set[str]:
+    kept: set[str] = set()
+    for layer in recipe.keep_dense.layers:
+        if isinstance(layer, int):
+            if not -len(order) <= layer < len(order):
+                raise NothingMatched(
+                    f"recipe {recipe.name!r}: keep_dense.layers: there is no block {layer}; the model has {len(order)}"
+                )
+            kept.add(order[layer])
+            continue
+        accepts = compile_match(layer)
+        hits = [path for path in order if accepts(path)]
+        if not hits:
+            raise NothingMatched(
+                f"recipe {recipe.name!r}: keep_dense.layers: {layer!r} matches no block; the first is {order[0]}"
+            )
+        kept.update(hits)
+    return kept
