@@ -30,7 +30,7 @@ def breakdown(rewriting: Rewriting, run: Callable[[], object], device: torch.dev
 
     Args:
         rewriting: The rewriting of the model.
-        run: Calls the model.
+        run: Calls the model in the next step; it is called twice.
         device: Where it runs; its own time is what counts there.
     """
     on_device = device.type == "cuda"

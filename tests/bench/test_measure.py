@@ -48,6 +48,8 @@ def test_flux_takes_its_numbers_of_double_and_single_blocks(small_flux: configs.
     assert {stage: sum(values.values()) for stage, values in shares.items()} == pytest.approx(
         {"structure": 1, "detail": 1}
     )
+    # A call that fell back to a dense step would have none of these.
+    assert all(values[part] > 0 for values in shares.values() for part in ("plan", "merge", "unmerge"))
 
 
 @pytest.mark.parametrize(
