@@ -31,7 +31,7 @@ def insert_merges(work: BlockWork) -> int:
 def _is_skipped(work: BlockWork) -> bool:
     """Whether the stage that this graph serves, or stores for, forecasts its sites altogether."""
     index = work.variant.stage if work.variant.stage is not None else work.variant.refresh
-    return index is not None and work.recipe.stages[index].method.name == "skip"
+    return index is not None and not work.recipe.stages[index].method.merges
 
 
 def mark(graph: fx.Graph, plan: fx.Node | None, exit_: fx.Node, name: str) -> fx.Node:

@@ -71,7 +71,8 @@ def _instrument(work: BlockWork, site: Site, plan: fx.Node | None, weighted: boo
     if weighted:
         _weigh_prompt(opened, context, start, length, where)
     if plan is not None:
-        _report_scores(opened, start, length, work.stage.method.probe_queries)  # type: ignore[union-attr]
+        assert work.stage is not None  # what is planned is planned for a stage
+        _report_scores(opened, start, length, work.stage.method.probes())
     inner.lint()
     function = graph_function(inner, module, f"attention_{site.spec.id}".replace("-", "_"))
     _call_instead(work, site, function, opened.arguments, plan)

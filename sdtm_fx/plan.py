@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -119,22 +120,20 @@ class MergePlan:
 
     def repeat(self, times: int) -> MergePlan:
         """Return the plan of a batch that stacks `times` copies of this plan's batch (CFG halves)."""
-        return replace(
-            self,
-            assign=self.assign.repeat(times, 1),
-            positions=self.positions.repeat(times, 1),
-            order=self.order.repeat(times, 1),
-            starts=self.starts.repeat(times, 1),
-        )
+        return self.with_tensors(t.repeat(times, 1) for t in self.tensors())
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return `assign`, `positions`, `order` and `starts`."""
+        return self.assign, self.positions, self.order, self.starts
+
+    def with_tensors(self, tensors: Iterable[Tensor]) -> MergePlan:
+        """Return the plan with other tensors, in the order of `tensors()`."""
+        assign, positions, order, starts = tensors
+        return replace(self, assign=assign, positions=positions, order=order, starts=starts)
 
     def copy_(self, other: MergePlan) -> None:
         """Take over another plan of the same sizes, in place."""
-        for mine, its in (
-            (self.assign, other.assign),
-            (self.positions, other.positions),
-            (self.order, other.order),
-            (self.starts, other.starts),
-        ):
+        for mine, its in zip(self.tensors(), other.tensors(), strict=True):
             mine.copy_(its)
 
     def next_ages(self, ages: Tensor) -> Tensor:

@@ -165,7 +165,7 @@ def count_steps(recipe: Recipe, steps: int, grid: tuple[int, int], cost: Cost) -
     shared: list[int] = []
     for index, stage in enumerate(recipe.stages):
         span = [step for step in range(steps) if counts.stage_of_step[step] == index]
-        if stage.method.name == "skip":
+        if not stage.method.merges:
             counts.remove.update((step, counts.tokens) for step in span if step not in counts.dense)
         elif stage.ratio is None:
             shared += span

@@ -104,7 +104,7 @@ def bench_stages(
 def plans_per_call(rewriting: Rewriting, phase: Phase) -> int:
     """How many plans a call makes in a phase: one for each group of blocks that merge."""
     recipe, stage = rewriting.recipe, phase.stage
-    if stage is None or not phase.fresh_plan or recipe.stages[stage].method.name == "skip":
+    if stage is None or not phase.fresh_plan or not recipe.stages[stage].method.merges:
         return 0
     merging = (
         binding.index

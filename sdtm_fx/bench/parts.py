@@ -105,7 +105,7 @@ def time_parts(
     """
     times = []
     for stage in recipe.stages:
-        if stage.method.name == "skip" or "attention" in stage.method.wants():
+        if not stage.method.merges or "attention" in stage.method.wants():
             continue
         for grid in grids:
             times.append(_time_stage(stage.name, stage.method, grid, model, recipe, setup))

@@ -88,30 +88,19 @@ def _measure(
     settings: Settings,
 ) -> tuple[Analysis, Any]:
     """Sample with a progress bar; returns the first image too."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
     from sdtm_fx.analyze import analyze as measure
+    from sdtm_fx.cli.bars import counting_bar
 
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
     drawn: list[Any] = []
-    with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task("steps", total=sampling.steps * math.ceil(len(texts) / sampling.batch))
+    steps = sampling.steps * math.ceil(len(texts) / sampling.batch)
+    with counting_bar("steps", steps, console=console, transient=True) as advance:
         analysis = measure(
             pipeline,
             texts,
             sampling,
             recipe=recipe,
             settings=settings,
-            on_step=lambda: progress.advance(bar),
+            on_step=lambda: advance(1),
             on_images=drawn.extend,
         )
     return analysis, drawn[0]

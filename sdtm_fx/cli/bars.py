@@ -1,4 +1,4 @@
-"""Progress bars of the toy commands."""
+"""Progress bars of the commands."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -19,14 +20,18 @@ _RECENT = 50
 
 
 @contextmanager
-def counting_bar(name: str, total: int) -> Iterator[Callable[[int], None]]:
+def counting_bar(
+    name: str, total: int, *, console: Console | None = None, transient: bool = False
+) -> Iterator[Callable[[int], None]]:
     """A bar that counts; what it yields moves it on.
 
     Args:
         name: What is counted.
         total: Of it.
+        console: Where to draw it.
+        transient: Take it away in the end.
     """
-    with _progress() as progress:
+    with _progress(console, transient) as progress:
         task = progress.add_task(name, total=total)
         yield lambda count: progress.advance(task, count)
 
@@ -49,6 +54,7 @@ def training_bar(total: int) -> Iterator[Callable[[Any], None]]:
         yield on_step
 
 
-def _progress() -> Progress:
+def _progress(console: Console | None = None, transient: bool = False) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn())
+    timing = (TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(*columns, *timing, console=console, transient=transient)

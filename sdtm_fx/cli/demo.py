@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from sdtm_fx.cli.bars import counting_bar
 
 if TYPE_CHECKING:
     from sdtm_fx.demo.compare import Comparison
@@ -45,10 +46,8 @@ def demo(
         tasks.random_sd3(steps),
         tasks.random_flux(steps),
     ):
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=console) as progress:
-            bar = progress.add_task(task.title, total=task.draws)
-            comparison = compare(task, on_image=functools.partial(progress.advance, bar))
+        with counting_bar(task.title, task.draws, console=console) as advance:
+            comparison = compare(task, on_image=functools.partial(advance, 1))
         for outcome in comparison.outcomes:
             console.print(render_explanation(outcome.explanation))
         console.print(render(comparison))

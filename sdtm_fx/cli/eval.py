@@ -193,21 +193,11 @@ def _draw(
     processes: int,
 ) -> None:
     """Draw with a progress bar."""
-    from rich import progress as bars
-
+    from sdtm_fx.cli.bars import counting_bar
     from sdtm_fx.evaluate.drawing import draw, images_to_draw
     from sdtm_fx.evaluate.parallel import draw_in_processes
 
-    columns = (
-        bars.TextColumn("{task.description}"), bars.BarColumn(), bars.MofNCompleteColumn(),
-        bars.TimeElapsedColumn(), bars.TimeRemainingColumn(),
-    )  # fmt: skip
-    with bars.Progress(*columns, console=console) as progress:
-        bar = progress.add_task("images", total=images_to_draw(rows, sampling))
-
-        def advance(count: int) -> None:
-            progress.advance(bar, count)
-
+    with counting_bar("images", images_to_draw(rows, sampling), console=console) as advance:
         if processes == 1:
             draw(pipeline, rows, sampling, store, on_image=advance)
         else:

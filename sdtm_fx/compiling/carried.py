@@ -11,7 +11,6 @@ from sdtm_fx.runtime.call import Call
 from sdtm_fx.runtime.state import BranchState, Feature
 
 FeatureKey = tuple[int, str]
-_PLAN = ("assign", "positions", "order", "starts")
 
 
 def state_tensors(call: Call, features: Sequence[FeatureKey]) -> dict[str, torch.Tensor]:
@@ -36,7 +35,7 @@ def state_tensors(call: Call, features: Sequence[FeatureKey]) -> dict[str, torch
             tensors |= {f"ages.{key}": ages for key, ages in sorted(state.ages.items())}
         if call.keep_plans:
             for group, plan in sorted(state.plans.items()):
-                tensors |= {f"plan.{group}.{name}": getattr(plan, name) for name in _PLAN}
+                tensors |= dict(zip(_plan_keys(group), plan.tensors(), strict=True))
         slope = state.slope if call.forecast_order == 1 and features else None
         scalars = {"slope": slope, "salt": state.salt}
         tensors |= {name: value for name, value in scalars.items() if value is not None}
@@ -62,17 +61,16 @@ def call_with(call: Call, tensors: Mapping[str, torch.Tensor], features: Sequenc
         static=True,
         ages={key: tensors[f"ages.{key}"] for key in call.state.ages if f"ages.{key}" in tensors},
         plans={
-            group: replace(
-                plan,
-                assign=tensors[f"plan.{group}.assign"],
-                positions=tensors[f"plan.{group}.positions"],
-                order=tensors[f"plan.{group}.order"],
-                starts=tensors[f"plan.{group}.starts"],
-            )
+            group: plan.with_tensors(tensors[key] for key in _plan_keys(group))
             for group, plan in call.state.plans.items()
-            if f"plan.{group}.assign" in tensors
+            if tensors.keys() >= set(_plan_keys(group))
         },
         features=pairs,
         slope=tensors.get("slope"),
     )
     return replace(call, state=state, salt=tensors.get("salt"), prompt_bias=tensors.get("prompt_bias"))
+
+
+def _plan_keys(group: int) -> tuple[str, ...]:
+    """What the tensors of a group's plan are carried as, in the order of `MergePlan.tensors`."""
+    return tuple(f"plan.{group}.{name}" for name in ("assign", "positions", "order", "starts"))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import types
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from sdtm_fx.phase import Schedule
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.runtime.call import Call
 from sdtm_fx.runtime.runtime import Runtime
+from sdtm_fx.runtime.schedules import CallSize
 from sdtm_fx.runtime.state import Feature
 
 
@@ -39,23 +40,31 @@ def load(path: str | Path) -> PackagedModel:
     return PackagedModel(folder, Manifest.load(folder))
 
 
-@dataclass
-class _PackagedRuntime(Runtime):
-    """A runtime whose schedules were made when the phases were exported."""
+class _PackagedSchedules:
+    """The schedules that phases were exported for."""
 
-    def schedule(self, steps: int, grid: tuple[int, int], text: int, batch: int = 1) -> Schedule:
+    def __init__(self, sizes: Sequence[PackagedSize]) -> None:
+        self._known = {
+            CallSize(size.schedule.steps, size.grid, size.batch, size.text): size.schedule for size in sizes
+        }
+
+    def asked(self, size: CallSize) -> Schedule:
         """The schedule of a generation.
 
         Raises:
             PackageError: No size with these steps was exported.
         """
-        if (steps, grid, text) not in self._schedules:
-            known = sorted({s for s, g, t in self._schedules if (g, t) == (grid, text)})
+        if size not in self._known:
+            known = sorted(k.steps for k in self._known if replace(k, steps=size.steps) == size)
             raise PackageError(
-                f"this package has no schedule of {steps} steps for {grid[0]}x{grid[1]} tokens and {text} text tokens; "
+                f"this package has no schedule of {size.steps} steps for {size.grid[0]}x{size.grid[1]} tokens, "
+                f"batch {size.batch}, {size.text} text tokens; "
                 f"it has {', '.join(map(str, known)) or 'none at this size'}"
             )
-        return self._schedules[steps, grid, text]
+        return self._known[size]
+
+    def gate(self, size: CallSize, device: torch.device | None, compiled: bool) -> None:
+        """Nothing: the cost gate has spoken when the phases were exported."""
 
 
 class PackagedModel(torch.nn.Module):
@@ -79,9 +88,8 @@ class PackagedModel(torch.nn.Module):
         self.config = types.SimpleNamespace(**manifest.config)
         recipe = Recipe.from_yaml_text(manifest.recipe, "recipe of the package")
         signature = Signature(manifest.names, manifest.defaults, open_ended=False)
-        self._runtime = _PackagedRuntime(recipe, Clock(), signature, groups=manifest.groups, static=True)
-        for size in manifest.sizes:
-            self._runtime._schedules[size.schedule.steps, size.grid, size.text] = size.schedule
+        schedules = _PackagedSchedules(manifest.sizes)
+        self._runtime = Runtime(recipe, Clock(), signature, schedules, groups=manifest.groups, static=True)
         self._folder = folder
         self._weights = torch.load(folder / WEIGHTS, map_location=manifest.device, weights_only=True)
         self._loaded: dict[str, Any] = {}

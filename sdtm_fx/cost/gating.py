@@ -10,8 +10,8 @@ from sdtm_fx.cost.effort import Effort
 from sdtm_fx.cost.gate import NOTHING, Offer, best_offers, marginal, pays, subsets
 from sdtm_fx.cost.gate_schedule import drop_levels
 from sdtm_fx.cost.model import CostModel, MeasuredBlock, sites_of
+from sdtm_fx.cost.planning import plan_effort
 from sdtm_fx.cost.profile import DeviceProfile
-from sdtm_fx.cost.saving import plan_effort
 from sdtm_fx.phase import Schedule
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewriting.programs import ProgramCache, dense_variant

@@ -10,7 +10,8 @@ import torch
 
 from sdtm_fx.capture.arguments import Leaf
 from sdtm_fx.cost.counter import Macs
-from sdtm_fx.cost.saving import BlockCost, measure_block, plan_macs
+from sdtm_fx.cost.planning import plan_macs
+from sdtm_fx.cost.saving import BlockCost, measure_block
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewriting.programs import Program
 

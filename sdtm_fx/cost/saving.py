@@ -10,22 +10,19 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor
 
 from sdtm_fx.capture.arguments import Leaf
 from sdtm_fx.cost.counter import MacCounter, Macs
-from sdtm_fx.cost.effort import Effort, EffortCounter
 from sdtm_fx.cost.extra import Extra, fit_extra
-from sdtm_fx.methods.base import Method, TokenView
-from sdtm_fx.phase import Phase
+from sdtm_fx.cost.planning import score_macs
+from sdtm_fx.cost.trial import Trial
 from sdtm_fx.recipe.schema import Recipe
-from sdtm_fx.rewriting.programs import Program, dense_variant
-from sdtm_fx.runtime.call import BlockContext, Call, Variant
-from sdtm_fx.runtime.ops import plan_tokens
-from sdtm_fx.runtime.state import BranchState
+from sdtm_fx.rewriting.programs import Program
+from sdtm_fx.runtime.call import Variant
 
 
 @dataclass(frozen=True)
@@ -85,73 +82,6 @@ class BlockCost:
         return self.dense.linear * grown + self.dense.attention * grown**2
 
 
-def plan_macs(method: Method, grid: tuple[int, int], text: int, width: int, remove: int) -> Macs:
-    """What finding the tokens to merge costs, per plan; `width` is that of the tokens compared."""
-    if remove <= 0 or method.name == "skip":
-        return Macs()
-    tokens = grid[0] * grid[1]
-    # A continuous curve asks for counts between those that the method can remove; the search costs the same.
-    remove = min(max(remove, method.quantum()), method.capacity(grid)) // method.quantum() * method.quantum()
-    reads_attention = "attention" in method.wants()
-    with torch.device("meta"):
-        view = TokenView(
-            torch.empty(1, tokens, width),
-            grid,
-            torch.empty(1, tokens, dtype=torch.int32) if "ages" in method.needs else None,
-            torch.empty(1, tokens) if reads_attention else None,
-        )
-        with MacCounter() as counter:
-            method.plan(view, remove)
-    return counter.macs + _score_macs(method, grid, text, width)
-
-
-def _score_macs(method: Method, grid: tuple[int, int], text: int, width: int) -> Macs:
-    """What reading the attention that tokens receive costs, per plan."""
-    if "attention" not in method.wants():
-        return Macs()
-    tokens = grid[0] * grid[1]
-    probes = min(getattr(method, "probe_queries", None) or tokens, tokens)
-    return Macs(0.0, float(probes * (tokens + text) * width))
-
-
-def plan_effort(
-    recipe: Recipe,
-    stage: int,
-    grid: tuple[int, int],
-    text: int,
-    width: int,
-    remove: int,
-    batch: int,
-    dtype: torch.dtype,
-) -> Effort:
-    """All that making one plan asks of a device, as a block does it.
-
-    Args:
-        recipe: The recipe.
-        stage: Index of the stage.
-        grid: (height, width) in tokens.
-        text: Text tokens.
-        width: Channels of the tokens that are compared.
-        remove: Tokens removed; what the method can remove.
-        batch: Samples in the call; where the recipe shares plans over CFG halves, an even number has two.
-        dtype: Of the tokens.
-    """
-    method, tokens = recipe.stages[stage].method, grid[0] * grid[1]
-    if remove <= 0 or method.name == "skip":
-        return Effort()
-    reads_attention = "attention" in method.wants()
-    counter = EffortCounter()
-    with torch.no_grad(), FakeTensorMode():
-        call = model_call(recipe, stage, Variant(stage=stage), grid, remove, BranchState())
-        call = replace(call, halves=2 if "cfg" in recipe.plan.share and batch % 2 == 0 else 1)
-        metric = torch.empty(batch, tokens, width, dtype=dtype)
-        with counter.counting():
-            plan_tokens(
-                BlockContext(call, 0, {}), metric, torch.empty(batch, tokens) if reads_attention else None
-            )
-    return counter.effort + Effort(attention=_score_macs(method, grid, text, width).total * batch)
-
-
 def measure_block(
     recipe: Recipe,
     stage: int,
@@ -183,7 +113,7 @@ def measure_block(
         return None
     sequence = next(leaf for leaf in leaves if isinstance(leaf, FakeTensor) and leaf.ndim == 3)
     batch, width, tokens = sequence.shape[0], sequence.shape[-1], grid[0] * grid[1]
-    trial = _Trial(recipe, stage, program, block, leaves, grid, left_out, with_extra)
+    trial = Trial(recipe, stage, program, block, leaves, grid, left_out, with_extra)
     method, plans = recipe.stages[stage].method, 1 if "batch" in recipe.plan.share else batch
     with torch.no_grad(), sequence.fake_mode:
         dense, stored, merged = trial.run(batch)
@@ -192,14 +122,14 @@ def measure_block(
         added = {remove: counter.effort - dense.effort for remove, counter in merged.items()}
         extra = fit_extra(added, stored.effort - dense.effort, tokens, batch, sequence.dtype.itemsize)
     inside, whole = dense.products.inside, dense.products.macs * (1 / batch)
-    if method.name == "skip":
+    if not method.merges:
         (skipped,) = merged.values()
         left = functools.partial(_skipped, dense.products, skipped.products, batch, tokens, text)
         return BlockCost(
             left(None), {name: left(name) for name in inside}, width, whole, (tokens, text), extra
         )
     counted = {remove: counter.products for remove, counter in merged.items()}
-    scoring = _score_macs(method, grid, text, width) * plans
+    scoring = score_macs(method, grid, text, width) * plans
     saved = {remove: dense.products.macs - counter.macs + scoring for remove, counter in counted.items()}
     sites = {
         name: {remove: inside[name] - counter.inside[name] for remove, counter in counted.items()}
@@ -249,97 +179,3 @@ def _skipped(
     skips_text = any(dense.inside[n].attention and not skipped.inside[n].attention for n in names)
     pairs = (tokens + text) ** 2 - (0 if skips_text else text**2)
     return Saving(linear, saved.attention / batch / pairs, 1.0, text_linear, skips_text, fixed)
-
-
-@dataclass(frozen=True)
-class _Trial:
-    """Runs one block in one stage on fake tensors."""
-
-    recipe: Recipe
-    stage: int
-    program: Program
-    block: torch.nn.Module
-    leaves: list[Leaf]
-    grid: tuple[int, int]
-    left_out: frozenset[str]
-    with_extra: bool
-
-    def counts(self) -> tuple[int, ...]:
-        """A small and a large number of tokens that the stage can remove on this grid."""
-        method = self.recipe.stages[self.stage].method
-        if method.name == "skip":
-            return (self.grid[0] * self.grid[1],)
-        units = method.capacity(self.grid) // method.quantum()
-        return tuple(sorted({max(1, units // 3) * method.quantum(), max(1, units) * method.quantum()}))
-
-    def run(self, batch: int) -> tuple[EffortCounter, EffortCounter, dict[int, EffortCounter]]:
-        """Count the dense block, the one that stores features, and the merged one, the plan being given."""
-        state = BranchState(slope=torch.zeros((), device=self._device))
-        dense = self._count(None, 0, state, {})
-        stored = self._count(self._refresh, 0, state, {})  # stores what the stage may forecast from
-        merged = {n: self._count(self._variant, n, state, self._plan(n, batch)) for n in self.counts()}
-        return dense, stored, merged
-
-    def _count(
-        self, variant: Variant | None, remove: int, state: BranchState, planned: dict[int, object]
-    ) -> EffortCounter:
-        """Count one run, and what runs inside each site's module."""
-        modules = {place.local: self.block.get_submodule(place.local) for place in self.program.places}
-        counter = EffortCounter()
-        function = None if variant is None else self.program.functions.get(variant)
-        with counter.counting(not self.with_extra), counter.products.watching(modules):
-            if variant is None or function is None:
-                self.program.dense(self.block, *self.leaves)
-            else:
-                call = model_call(self.recipe, self.stage, variant, self.grid, remove, state)
-                function(self.block, BlockContext(call, 0, planned), *self.leaves)
-        return counter
-
-    def _plan(self, remove: int, batch: int) -> dict[int, object]:
-        """A plan that the block finds made already."""
-        method, tokens = self.recipe.stages[self.stage].method, self.grid[0] * self.grid[1]
-        if method.name == "skip":
-            return {}
-        rows = 1 if "batch" in self.recipe.plan.share else batch
-        with self._device:
-            ages = torch.zeros(rows, tokens, dtype=torch.int32) if "ages" in method.needs else None
-            attention = torch.zeros(rows, tokens) if "attention" in method.needs else None
-            view = TokenView(torch.zeros(rows, tokens, 8), self.grid, ages, attention)
-        return {0: method.plan(view, remove)}
-
-    @property
-    def _device(self) -> torch.device:
-        return next(v.device for v in self.leaves if isinstance(v, FakeTensor) and v.ndim == 3)
-
-    @property
-    def _variant(self) -> Variant:
-        return Variant(stage=self.stage, left_out=self.left_out)
-
-    @property
-    def _refresh(self) -> Variant:
-        dense = dense_variant(self.recipe, self.stage)
-        return dense if dense.measure is not None else replace(dense, left_out=self.left_out)
-
-
-def model_call(
-    recipe: Recipe, stage: int, variant: Variant, grid: tuple[int, int], remove: int, state: BranchState
-) -> Call:
-    """A call of a model with one block and no generation around it."""
-    return Call(
-        variant=variant,
-        phase=Phase(variant.stage, remove, refresh=variant.refresh is not None),
-        method=recipe.stages[stage].method,
-        grid=grid,
-        halves=1,
-        share_batch="batch" in recipe.plan.share,
-        every_layers=1,
-        keep_plans=False,
-        one_age_counter=False,
-        advance_ages=True,
-        state=state,
-        forecast_order=0 if recipe.reuse is None else recipe.reuse.order,
-        forecast_weight=1.0,
-        threshold=None if variant.stage is not None else 0.0,
-        salt=None,
-        prompt_bias=torch.zeros(()),
-    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdtm_fx.evaluate.fidelity import psnr
 from sdtm_fx.explaining.explain import explain
 from sdtm_fx.explaining.plan_record import PlanRecord
 from sdtm_fx.explaining.record_plans import record_plans
@@ -127,19 +127,6 @@ class Comparison:
         return median(self.seconds) / median(outcome.seconds)
 
 
-def psnr(image: Tensor, reference: Tensor, peak: float | None = 1.0) -> float:
-    """Peak signal-to-noise ratio in dB; infinite for equal images.
-
-    Args:
-        image: [C, H, W].
-        reference: The same shape.
-        peak: Largest difference that two values can have; None takes the range of `reference`.
-    """
-    signal = float(reference.max() - reference.min()) if peak is None else peak
-    error = float((image.double() - reference.double()).square().mean())
-    return math.inf if error == 0 else 10 * math.log10(signal**2 / error)
-
-
 def compare(task: Task, *, on_image: Callable[[], None] = lambda: None) -> Comparison:
     """Sample every case with every pipeline in turn, so that a busy machine slows all of them alike.
 
@@ -185,7 +172,7 @@ def _outcome(
         recipe=recipe.name,
         explanation=explanation,
         images=tuple(image for image, _ in results),
-        psnr=tuple(psnr(image, own, task.peak) for (image, _), own in zip(results, dense, strict=True)),
+        psnr=tuple(_psnr(image, own, task.peak) for (image, _), own in zip(results, dense, strict=True)),
         seconds=tuple(seconds for _, seconds in results),
         restored=restored,
         films=tuple(films),
@@ -193,4 +180,10 @@ def _outcome(
 
 
 def _merges(recipe: Recipe) -> bool:
-    return any(stage.method.name != "skip" for stage in recipe.stages)
+    return any(stage.method.merges for stage in recipe.stages)
+
+
+def _psnr(image: Tensor, dense: Tensor, peak: float | None) -> float:
+    """PSNR of one image, [C, H, W]; without a peak, the range of the dense one takes its place."""
+    (value,) = psnr(image[None], dense[None], peak=peak or float(dense.max() - dense.min()))
+    return value

@@ -20,7 +20,7 @@ from sdtm_fx.evaluate.schedule_costs import Costs, measure_costs, probe_size
 from sdtm_fx.recipe.ratio import ConstantRatio, CurveRatio, ListRatio, Ratio, ThresholdRatio, peak
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewrite import rewritten
-from sdtm_fx.runtime.runtime import CallSize
+from sdtm_fx.runtime.schedules import CallSize
 
 Knob: TypeAlias = Literal["ratio", "interval", "threshold"]
 """What is turned: ``ratio`` multiplies every ratio of the recipe by one factor and so keeps the shape of its
@@ -214,7 +214,7 @@ def _check_wanted(recipe: Recipe, speedup: float) -> None:
 def _turn_ratio(recipe: Recipe, costs: Costs) -> tuple[list[float], Callable[[float], Recipe]]:
     """Factors up to the largest that every stage can follow, and the recipe for a factor."""
     grid = costs.size.grid
-    merging = [stage for stage in recipe.stages if stage.method.name != "skip"]
+    merging = [stage for stage in recipe.stages if stage.method.merges]
     reach = [
         stage.method.capacity(grid) / (grid[0] * grid[1]) / peak(ratio)
         for stage in merging

@@ -14,7 +14,7 @@ from sdtm_fx.cost.counter import Macs
 from sdtm_fx.explaining.explain import explain
 from sdtm_fx.phase import Phase
 from sdtm_fx.rewriting.rewriting import Rewriting, rewriting_of
-from sdtm_fx.runtime.runtime import CallSize
+from sdtm_fx.runtime.schedules import CallSize
 
 
 @dataclass(frozen=True)

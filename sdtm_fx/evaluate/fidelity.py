@@ -14,15 +14,16 @@ SSIM_WINDOW = 11
 """Pixels of the Gaussian window of SSIM (sigma 1.5; Wang et al. 2004); it fits any image that is as large."""
 
 
-def psnr(images: Tensor, dense: Tensor) -> tuple[float, ...]:
+def psnr(images: Tensor, dense: Tensor, *, peak: float = 1.0) -> tuple[float, ...]:
     """Peak signal-to-noise ratio in dB, per image; infinite for identical ones.
 
     Args:
-        images: [B, C, H, W] in [0, 1].
+        images: [B, C, H, W].
         dense: The same shape.
+        peak: Largest difference that two values can have.
     """
     values = peak_signal_noise_ratio(
-        images.double(), dense.double(), data_range=1.0, reduction="none", dim=(1, 2, 3)
+        images.double(), dense.double(), data_range=peak, reduction="none", dim=(1, 2, 3)
     )
     return tuple(values.tolist())
 

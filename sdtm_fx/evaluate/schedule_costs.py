@@ -22,7 +22,7 @@ from sdtm_fx.rewrite import rewritten
 from sdtm_fx.rewriting.rewriting import rewriting_of
 from sdtm_fx.runtime.grid import GridReader
 from sdtm_fx.runtime.refreshes import Suffices, add_refreshes
-from sdtm_fx.runtime.runtime import CallSize
+from sdtm_fx.runtime.schedules import CallSize
 from sdtm_fx.schedule import build_schedule
 
 
@@ -94,7 +94,7 @@ class Costs:
         method, size = self.model.recipe.stages[stage].method, self.size
         if (stage, batch) not in self._known:
             unit, most = method.quantum(), method.capacity(size.grid)
-            counts = (most,) if method.name == "skip" else (unit, most // unit // 2 * unit, most)
+            counts = (unit, most // unit // 2 * unit, most) if method.merges else (most,)
             self._known[stage, batch] = [
                 (count, self.model.saved(stage, size.grid, size.text, count, batch).total)
                 for count in sorted({*counts} - {0})
@@ -171,10 +171,8 @@ def measure_costs(recipe: Recipe, target: Any, size: CallSize) -> Costs:
         raise RewriteError(f"{type(target).__name__} is rewritten already; call sdtm_fx.restore(it) first")
     with rewritten(target, recipe.override(gate="off")):
         rewriting = next(r for m in models if (r := rewriting_of(m)) is not None)
-        cost, refreshes = rewriting.runtime.cost, rewriting.runtime.refreshes
+        schedules = rewriting.schedules
         told = explain(
             target, steps=size.steps, grid=size.grid, batch=size.batch, text=size.text or None, quiet=True
         )
-    assert cost is not None
-    assert refreshes is not None
-    return Costs(cost, refreshes, told.dense, size)
+    return Costs(schedules.cost, schedules.refreshes, told.dense, size)

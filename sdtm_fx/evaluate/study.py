@@ -29,7 +29,7 @@ from sdtm_fx.recipe.ratio import ThresholdRatio
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.recipe.validate import validate
 from sdtm_fx.recipe.yaml_source import Source, read_yaml
-from sdtm_fx.runtime.runtime import CallSize
+from sdtm_fx.runtime.schedules import CallSize
 from sdtm_fx.toy.scenes import sample_scene
 
 logger = logging.getLogger(__name__)

@@ -17,6 +17,7 @@ from sdtm_fx.phase import Phase, Schedule
 from sdtm_fx.rewrite import rewritten_models
 from sdtm_fx.rewriting.rewriting import Rewriting, rewriting_of
 from sdtm_fx.runtime.call import Variant
+from sdtm_fx.runtime.schedules import CallSize
 
 _DEFAULT_STEPS, _DEFAULT_TEXT = 28, 77
 
@@ -67,10 +68,9 @@ def _native_grid(model: torch.nn.Module) -> tuple[int, int]:
 
 
 def _explain(model: torch.nn.Module, rewriting: Rewriting, steps: int, size: ExampleSize) -> Explanation:
-    recipe, cost = rewriting.recipe, rewriting.runtime.cost
-    assert cost is not None
+    recipe, cost = rewriting.recipe, rewriting.schedules.cost
     schedule = rewriting.runtime.schedule(steps, size.grid, size.text, size.batch)
-    decision = rewriting.runtime.gate(steps, size.grid, size.text, size.batch)
+    decision = rewriting.runtime.gate(CallSize(steps, size.grid, size.batch, size.text))
     paths = [*rewriting.bindings, *rewriting.kept]
     places = {p.path: p for b in rewriting.bindings.values() for p in b.places}
     with MacCounter() as counter, counter.watching({path: model.get_submodule(path) for path in places}):
@@ -124,8 +124,7 @@ def _site_reports(
     size: ExampleSize,
     dense: dict[str, Macs],
 ) -> list[SiteReport]:
-    recipe, cost = rewriting.recipe, rewriting.runtime.cost
-    assert cost is not None
+    recipe, cost = rewriting.recipe, rewriting.schedules.cost
     reports = []
     for index, phase in enumerate(schedule.phases):
         for block in cost.blocks:
@@ -166,7 +165,7 @@ def _gate_report(rewriting: Rewriting, decision: GateDecision | None) -> GateRep
     if recipe.gate == "off":
         return GateReport(False, "off in the recipe")
     if decision is None:
-        key = runtime.device_key()
+        key = rewriting.schedules.device_key(runtime.device, runtime.static)
         return GateReport(
             False, f"nothing was measured for {key.says()}; `{key.command()}`, then rewrite, to leave out "
             "sites where merging costs more than it saves",

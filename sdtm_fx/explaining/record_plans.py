@@ -178,7 +178,7 @@ def _action(recipe: Recipe, variant: Variant, site: str) -> Action:
     if site in variant.left_out:
         return "dense"
     if variant.stage is not None and site in recipe.stages[variant.stage].sites:
-        return "forecast" if recipe.stages[variant.stage].method.name == "skip" else "merged"
+        return "merged" if recipe.stages[variant.stage].method.merges else "forecast"
     if variant.refresh is not None and site in recipe.stages[variant.refresh].sites:
         return "refresh"
     return "dense"

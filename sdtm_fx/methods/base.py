@@ -55,6 +55,8 @@ class Method(ABC):
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
     needs: ClassVar[frozenset[str]] = frozenset()
     """What the method reads beside the tokens: a subset of {"ages", "attention"}. Ages may be missing."""
+    merges: ClassVar[bool] = True
+    """Whether sites run on fewer tokens, by a plan; otherwise nothing is computed there and there is no plan."""
 
     name: str
 
@@ -73,6 +75,10 @@ class Method(ABC):
     def wants(self) -> frozenset[str]:
         """Return the part of `needs` that these options really read."""
         return self.needs
+
+    def probes(self) -> int | None:
+        """Return how many image queries tell the attention that tokens receive; None for all of them."""
+        return None
 
     def plan(self, view: TokenView, remove: int) -> MergePlan:
         """Choose which tokens share a slot.

@@ -88,6 +88,10 @@ class IDM(Method):
         """Return "attention", and "ages" unless their weight is zero."""
         return self.needs if self.age_weight else frozenset({"attention"})
 
+    def probes(self) -> int | None:
+        """Return `probe_queries`."""
+        return self.probe_queries
+
     def score(self, view: TokenView) -> Tensor:
         """Return P_x of every token, [B, N] float32; the largest go first.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from sdtm_fx.errors import PlanError
 from sdtm_fx.methods.base import Method, TokenView
@@ -13,6 +13,8 @@ from sdtm_fx.plan import MergePlan
 @dataclass(frozen=True, kw_only=True)
 class Skip(Method):
     """Removes every token, so there is no plan: the whole output comes from earlier dense steps."""
+
+    merges: ClassVar[bool] = False
 
     name: Literal["skip"] = "skip"
 

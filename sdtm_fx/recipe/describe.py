@@ -49,6 +49,11 @@ class Described:
                 return [branch for inner in node[keyword] for branch in self.branches(inner)]
         return [node]
 
+    def is_union(self, path: KeyPath) -> bool:
+        """Tell whether the schema at `path` has several alternatives beside null."""
+        node = self.at(path)
+        return node is not None and sum(b.get("type") != "null" for b in self.branches(node)) > 1
+
     def keys(self, path: KeyPath) -> list[str]:
         """Return the keys of the mapping at `path`."""
         node = self.at(path)
@@ -82,8 +87,12 @@ class Described:
 
     def words(self, node: Node) -> str:
         """Describe what a schema accepts."""
-        phrases: list[str] = []
-        for branch in self.branches(node):
+        branches, phrases = self.branches(node), list[str]()
+        named = self.tag(node, None) if len(branches) > 1 else None
+        if named is not None:
+            key, choices = named
+            return f"a mapping with {key} {show_choices(choices)}"
+        for branch in branches:
             phrase = self._phrase(branch)
             if phrase not in phrases:
                 phrases.append(phrase)

@@ -55,7 +55,7 @@ def _outermost(problems: list[Problem]) -> list[Problem]:
 
 def _explain(detail: ErrorDetails, described: Described) -> list[Problem]:
     kind = detail["type"]
-    path = _path(detail["loc"], described.data, missing=kind in _MISSING_KEY)
+    path = _path(detail["loc"], described, missing=kind in _MISSING_KEY)
     if kind == "recipe":
         problems: list[Problem] = detail["ctx"]["problems"]
         return problems
@@ -94,13 +94,18 @@ def _choice(path: KeyPath, value: object, choices: list[Any], given: bool) -> Pr
     return misfit(path, show_value(value) if given else "nothing", show_choices(choices), hint)
 
 
-def _path(location: tuple[int | str, ...], data: object, *, missing: bool) -> KeyPath:
+def _path(location: tuple[int | str, ...], described: Described, *, missing: bool) -> KeyPath:
     """Return the key path of a pydantic location, without the names of union branches that it holds."""
     path: list[str | int] = []
+    data, labelled = described.data, False
     for position, key in enumerate(location):
+        if not labelled and described.is_union(tuple(path)):
+            labelled = True  # the name of a branch, even where the data has a key of that name
+            continue
         if holds(data, key):
             data = item(data, key)
         elif not (missing and position == len(location) - 1):
             continue
         path.append(key)
+        labelled = False
     return tuple(path)

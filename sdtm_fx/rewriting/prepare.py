@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sdtm_fx.capture.arguments import Signature
+from sdtm_fx.capture.arguments import Key, Signature
 from sdtm_fx.capture.blocks import OuterCapture, capture_outer
 from sdtm_fx.capture.example import ExampleSize, example_call, example_size, text_length
 from sdtm_fx.capture.hooked import hooks_bypassed
@@ -27,7 +27,9 @@ from sdtm_fx.rewriting.programs import ProgramCache
 from sdtm_fx.rewriting.rewriting import Rewriting
 from sdtm_fx.rewriting.work import SitePlace
 from sdtm_fx.runtime.binding import BlockBinding
+from sdtm_fx.runtime.grid import GridReader
 from sdtm_fx.runtime.runtime import Runtime
+from sdtm_fx.runtime.schedules import Schedules
 from sdtm_fx.sites.matching import SiteModule, match_sites
 
 
@@ -52,25 +54,32 @@ def prepare(model: torch.nn.Module, recipe: Recipe, example: Mapping[str, Any] |
     order = list(dict.fromkeys(call.path for call in outer.calls))
     kept = _kept_blocks(recipe, order)
     cache = ProgramCache(recipe)
-    runtime = Runtime(recipe, Clock(), Signature.of(type(model).forward))
-    bindings, blocks = _bind(model, recipe, outer, places, order, kept, cache, runtime)
+    blocks = _rewrite_blocks(model, recipe, outer, places, order, kept, cache)
     measured_by_size = example is None and not isinstance(recipe.tokens.grid, FixedGrid)
-    grid = size.grid if measured_by_size else runtime.grid.read(example or {})
+    grid = size.grid if measured_by_size else GridReader(recipe.tokens.grid).read(example or {})
     profiles = load_profiles() if recipe.gate == "auto" else {}
-    text = text_length(recipe, outer.arguments)
-    cost = CostModel(recipe, blocks, grid, text, with_extra=bool(profiles))
-    for block in blocks if profiles else ():
+    cost = CostModel(
+        recipe, tuple(blocks.values()), grid, text_length(recipe, outer.arguments), bool(profiles)
+    )
+    for block in cost.blocks if profiles else ():
         add_variants(recipe, cache, block)
     # Measured now, while the example calls still fit the weights: `.to(dtype)` or `.to(device)` may follow.
-    for block, stage in itertools.product(blocks, range(len(recipe.stages))):
+    for block, stage in itertools.product(cost.blocks, range(len(recipe.stages))):
         with hooks_bypassed(block.block), outer.mode, weights_in_place(block.block, block.leaves):
             cost.block_cost(block, stage)
             _measure_subsets(recipe, cost, block, stage, profiles)
-    runtime.cost = cost
-    runtime.profiles = profiles
-    runtime.refreshes = cache.refreshes
-    runtime.groups = tuple({b.index // recipe.plan.every_layers: None for b in bindings.values()})
-    return Rewriting(recipe, runtime, cache, bindings, tuple(p for p in order if p in kept), outer.graph)
+    schedules = Schedules(recipe, cost, cache.refreshes, profiles)
+    groups = tuple({block.index // recipe.plan.every_layers: None for block in cost.blocks})
+    runtime = Runtime(recipe, Clock(), Signature.of(type(model).forward), schedules, groups=groups)
+    return Rewriting(
+        recipe=recipe,
+        runtime=runtime,
+        schedules=schedules,
+        cache=cache,
+        bindings=_bind(runtime, cache, blocks, places),
+        kept=tuple(path for path in order if path in kept),
+        outer=outer.graph,
+    )
 
 
 def _measure_subsets(
@@ -105,7 +114,7 @@ def _example(
     return lambda: torch.utils._pytree.tree_map_only(torch.Tensor, torch.empty_like, dict(given))
 
 
-def _bind(
+def _rewrite_blocks(
     model: torch.nn.Module,
     recipe: Recipe,
     outer: OuterCapture,
@@ -113,31 +122,35 @@ def _bind(
     order: list[str],
     kept: set[str],
     cache: ProgramCache,
-    runtime: Runtime,
-) -> tuple[dict[str, BlockBinding], tuple[MeasuredBlock, ...]]:
-    bindings: dict[str, BlockBinding] = {}
-    blocks: list[MeasuredBlock] = []
+) -> dict[tuple[str, Key], MeasuredBlock]:
+    """The blocks that are rewritten, by path and by structure of their calls."""
+    blocks: dict[tuple[str, Key], MeasuredBlock] = {}
     for call in outer.calls:
-        if call.path in kept:
-            continue
-        block = model.get_submodule(call.path)
-        if call.path not in bindings:
-            bindings[call.path] = BlockBinding(
-                runtime,
-                cache,
-                call.path,
-                order.index(call.path),
-                Signature.of(type(block).forward),
-                places[call.path],
-            )
-        program = cache.program(block, call.key, call.leaves, places[call.path])
-        bindings[call.path].programs[call.key] = program
-        blocks.append(MeasuredBlock(call.path, block, program, call.leaves, order.index(call.path)))
-    if not bindings:
+        if call.path not in kept:
+            block = model.get_submodule(call.path)
+            program = cache.program(block, call.key, call.leaves, places[call.path])
+            index = order.index(call.path)
+            blocks[call.path, call.key] = MeasuredBlock(call.path, block, program, call.leaves, index)
+    if not blocks:
         raise NothingMatched(
             f"recipe {recipe.name!r}: keep_dense.layers keeps every block; nothing is left to merge"
         )
-    return bindings, tuple(blocks)
+    return blocks
+
+
+def _bind(
+    runtime: Runtime,
+    cache: ProgramCache,
+    blocks: Mapping[tuple[str, Key], MeasuredBlock],
+    places: dict[str, tuple[SitePlace, ...]],
+) -> dict[str, BlockBinding]:
+    bindings: dict[str, BlockBinding] = {}
+    for (path, key), block in blocks.items():
+        if path not in bindings:
+            signature = Signature.of(type(block.block).forward)
+            bindings[path] = BlockBinding(runtime, cache, path, block.index, signature, places[path])
+        bindings[path].programs[key] = block.program
+    return bindings
 
 
 def _kept_blocks(recipe: Recipe, order: list[str]) -> set[str]:

@@ -141,7 +141,7 @@ def dense_variant(recipe: Recipe, stage: int) -> Variant:
 
 def _first_that_reads_alike(recipe: Recipe, stage: int) -> int:
     def reads(index: int) -> tuple[frozenset[str], bool]:
-        return frozenset(recipe.stages[index].sites), recipe.stages[index].method.name == "skip"
+        return frozenset(recipe.stages[index].sites), not recipe.stages[index].method.merges
 
     return next(i for i in range(stage + 1) if reads(i) == reads(stage))
 

@@ -21,6 +21,7 @@ from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewriting.programs import ProgramCache
 from sdtm_fx.runtime.binding import BlockBinding, Executor
 from sdtm_fx.runtime.runtime import Runtime
+from sdtm_fx.runtime.schedules import Schedules
 
 ATTRIBUTE = "_sdtm_fx_rewriting"
 
@@ -48,6 +49,7 @@ class Rewriting:
     Attributes:
         recipe: The recipe.
         runtime: State and clock.
+        schedules: Which phase each step runs, and what it costs; the runtime asks them.
         cache: The rewritten structures.
         bindings: The rewritten blocks, by path, in the order of execution.
         kept: Blocks that the recipe keeps dense, by path.
@@ -59,6 +61,7 @@ class Rewriting:
 
     recipe: Recipe
     runtime: Runtime
+    schedules: Schedules
     cache: ProgramCache
     bindings: dict[str, BlockBinding]
     kept: tuple[str, ...]

@@ -59,7 +59,7 @@ class BlockWork:
     @property
     def merges(self) -> bool:
         """Whether tokens are merged, as opposed to stored on a dense step or forecast altogether."""
-        return self.stage is not None and self.stage.method.name != "skip"
+        return self.stage is not None and self.stage.method.merges
 
     @property
     def ctx(self) -> fx.Node:

@@ -7,7 +7,6 @@ where it was.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -45,7 +44,7 @@ def lay_out_plans(call: Call, groups: Sequence[int], batch: int, device: torch.d
         device: Of the tokens.
     """
     state, stage, remove = call.state, call.phase.stage, call.phase.remove
-    if not call.keep_plans or stage is None or call.method is None or call.method.name == "skip":
+    if not call.keep_plans or stage is None or call.method is None or not call.method.merges:
         return
     state.held = stage, remove
     if state.held not in state.laid_out:
@@ -74,8 +73,4 @@ def _plan_of(method: Method, grid: tuple[int, int], rows: int, remove: int) -> M
 
 def _empty(shape: MergePlan, device: torch.device) -> MergePlan:
     with torch.inference_mode(False):
-        assign, positions, order, starts = (
-            torch.zeros(t.shape, dtype=t.dtype, device=device)
-            for t in (shape.assign, shape.positions, shape.order, shape.starts)
-        )
-    return replace(shape, assign=assign, positions=positions, order=order, starts=starts)
+        return shape.with_tensors(torch.zeros(t.shape, dtype=t.dtype, device=device) for t in shape.tensors())

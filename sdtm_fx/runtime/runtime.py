@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -14,10 +14,7 @@ from sdtm_fx.capture.arguments import Signature
 from sdtm_fx.capture.example import text_length
 from sdtm_fx.clock import Clock, Moment
 from sdtm_fx.clock_sources import ManualSteps
-from sdtm_fx.cost.decision import GateDecision, GateSize
-from sdtm_fx.cost.gating import decide
-from sdtm_fx.cost.model import CostModel
-from sdtm_fx.cost.profile import DeviceKey, DeviceProfile
+from sdtm_fx.cost.decision import GateDecision
 from sdtm_fx.hashing import combine
 from sdtm_fx.phase import Phase, Schedule
 from sdtm_fx.recipe.ratio import ThresholdRatio
@@ -26,9 +23,9 @@ from sdtm_fx.rewriting.programs import dense_variant
 from sdtm_fx.runtime.call import BlockContext, Call, Variant
 from sdtm_fx.runtime.grid import GridReader
 from sdtm_fx.runtime.layout import lay_out_ages, lay_out_plans
-from sdtm_fx.runtime.refreshes import Suffices, add_refreshes, next_stage
+from sdtm_fx.runtime.refreshes import next_stage
+from sdtm_fx.runtime.schedules import CallSize
 from sdtm_fx.runtime.state import BranchState, RunState
-from sdtm_fx.schedule import build_schedule
 
 _TIMESTEPS = ("timestep", "timesteps", "t")
 
@@ -36,21 +33,14 @@ Watcher = Callable[[BlockContext, Variant], None]
 """Told which graph a rewritten block is about to run."""
 
 
-@dataclass(frozen=True)
-class CallSize:
-    """The size of a model call.
+class Scheduler(Protocol):
+    """Knows the schedules of a model; see `sdtm_fx.runtime.schedules.Schedules`."""
 
-    Attributes:
-        steps: Denoising steps of the generation.
-        grid: (height, width) in tokens.
-        batch: Samples, CFG halves counted.
-        text: Text tokens.
-    """
+    def asked(self, size: CallSize) -> Schedule:
+        """The schedule without the cost gate."""
 
-    steps: int
-    grid: tuple[int, int]
-    batch: int
-    text: int
+    def gate(self, size: CallSize, device: torch.device | None, compiled: bool) -> GateDecision | None:
+        """What the cost gate decides, None where it decides nothing."""
 
 
 @dataclass
@@ -61,9 +51,7 @@ class Runtime:
         recipe: The recipe.
         clock: Says which step it is.
         signature: Parameters of the model's forward.
-        cost: What steps cost; the schedule weighs its levels by it.
-        profiles: What devices can do, for the cost gate; empty where it is off or nothing was measured.
-        refreshes: Whether the features stored for one stage are all that another reads.
+        schedules: Say which phase each step runs.
         groups: The plan groups of the rewritten blocks.
         state: What lives across steps.
         static: Whether state is laid out before the blocks run and stays where it is, as compiled code asks for.
@@ -78,9 +66,7 @@ class Runtime:
     recipe: Recipe
     clock: Clock
     signature: Signature
-    cost: CostModel | None = None
-    profiles: Mapping[DeviceKey, DeviceProfile] = field(default_factory=dict)
-    refreshes: Suffices | None = None
+    schedules: Scheduler
     groups: tuple[int, ...] = ()
     static: bool = False
     marks_steps: bool = False
@@ -94,9 +80,7 @@ class Runtime:
 
     def __post_init__(self) -> None:
         self.grid = GridReader(self.recipe.tokens.grid)
-        self._schedules: dict[tuple[int, tuple[int, int], int], Schedule] = {}
-        self._decisions: dict[tuple[int, tuple[int, int], int, int, DeviceKey], GateDecision] = {}
-        self._device: torch.device | None = None
+        self.device: torch.device | None = None
         self._generation: int | None = None
         self._evaluation: tuple[int, int] | None = None
         self._calls_in_evaluation = 0
@@ -106,53 +90,24 @@ class Runtime:
         self.moment: Moment | None = None
 
     def schedule(self, steps: int, grid: tuple[int, int], text: int, batch: int = 1) -> Schedule:
-        """The schedule of a generation, made once per number of steps, grid, text length and batch.
+        """The schedule of a generation.
 
         Args:
             steps: Denoising steps.
             grid: (height, width) in tokens.
             text: Text tokens.
             batch: Samples per call; the cost gate asks for it.
+
+        Raises:
+            ScheduleError: The recipe cannot be scheduled for this number of steps and this grid.
         """
-        decision = self.gate(steps, grid, text, batch)
-        return self._asked(steps, grid, text) if decision is None else decision.schedule
+        size = CallSize(steps, grid, batch, text)
+        decision = self.gate(size)
+        return self.schedules.asked(size) if decision is None else decision.schedule
 
-    def gate(self, steps: int, grid: tuple[int, int], text: int, batch: int) -> GateDecision | None:
+    def gate(self, size: CallSize) -> GateDecision | None:
         """What the cost gate decides for a generation; None where it is off or has nothing to go by."""
-        if not self.profiles or self.cost is None:
-            return None
-        device = self.device_key()
-        profile, key = self.profiles.get(device), (steps, grid, text, batch, device)
-        if profile is None:
-            return None
-        if key not in self._decisions:
-            size = GateSize(grid, text, batch, getattr(torch, device.dtype))
-            suffices = self.refreshes or (lambda served, stage: False)
-            self._decisions[key] = decide(self.cost, self._asked(steps, grid, text), size, profile, suffices)
-        return self._decisions[key]
-
-    def device_key(self) -> DeviceKey:
-        """What the model runs on: the device of its last call, or of its weights before the first."""
-        assert self.cost is not None
-        weights = next(
-            (p for b in self.cost.blocks for p in b.block.parameters() if p.is_floating_point()), None
-        )
-        dtype = torch.get_default_dtype() if weights is None else weights.dtype
-        device = self._device or (torch.device("cpu") if weights is None else weights.device)
-        if device.type == "meta":  # shapes without weights are asked about, as for the machine at hand
-            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return DeviceKey.of(device, dtype, self.static)
-
-    def _asked(self, steps: int, grid: tuple[int, int], text: int) -> Schedule:
-        """The schedule that the recipe asks for, whatever the gate says."""
-        key = (steps, grid, text)
-        if key not in self._schedules:
-            cost = self.cost.step_cost(grid, text) if self.cost is not None else None
-            schedule = build_schedule(self.recipe, steps=steps, grid=grid, cost=cost)
-            if self.recipe.reuse is not None and self.refreshes is not None:
-                schedule = add_refreshes(schedule, self.refreshes)
-            self._schedules[key] = schedule
-        return self._schedules[key]
+        return self.schedules.gate(size, self.device, self.static)
 
     def begin(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         """Prepare a call of the model: find step, grid, phase and state. Runs before its forward.
@@ -173,7 +128,7 @@ class Runtime:
         grid = self.grid.read(arguments)
         tensor = next(v for v in arguments.values() if isinstance(v, torch.Tensor))
         batch = tensor.shape[0]
-        self._device = tensor.device
+        self.device = tensor.device
         starts = self._note_time(moment)
         halves = self._halves(batch)
         branch = (0 if self.rehearses else self.context_name or self._calls_in_evaluation, batch, grid)
@@ -240,8 +195,8 @@ class Runtime:
         device: torch.device,
     ) -> Call:
         recipe, step = self.recipe, moment.step
-        schedule = self.schedule(size.steps, size.grid, size.text, size.batch)
-        decision = self.gate(size.steps, size.grid, size.text, size.batch)
+        decision = self.gate(size)
+        schedule = self.schedules.asked(size) if decision is None else decision.schedule
         phase = self._phase(schedule, step, state)
         state.measured, state.above = state.above or state.measured, {}
         served = phase.stage if phase.stage is not None else next_stage(schedule, step)

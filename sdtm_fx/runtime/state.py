@@ -121,7 +121,8 @@ class BranchState:
         """Memory held, in bytes, by what it is held for."""
         kept = [*self.features.values(), *self.spare.values()]
         features = [t for f in kept for t in (f.newer, f.older) if t is not None]
-        plans = [t for p in self.plans.values() for t in (p.assign, p.positions)]
+        laid_out = [plan for plans in self.laid_out.values() for plan in plans.values()]
+        plans = [t for plan in [*self.plans.values(), *laid_out] for t in plan.tensors()]
         return {
             "features": _size(features),
             "ages": _size(list(self.ages.values())),
@@ -180,4 +181,6 @@ def _filled(
 
 
 def _size(tensors: list[torch.Tensor]) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors)
+    """Bytes of the memory behind some tensors, each piece once: plans share theirs, and repeat rows."""
+    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
+    return sum(storages.values())

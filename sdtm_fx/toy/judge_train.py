@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sdtm_fx.errors import SdtmFxError
 from sdtm_fx.toy.judge import Judge
 from sdtm_fx.toy.judge_data import judge_batch
-from sdtm_fx.toy.runs import check_same_run, run_to_end
+from sdtm_fx.toy.runs import check_same_run, checked, rate, run_to_end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,13 +75,11 @@ class JudgeTrainer:
         with torch.autocast("cpu", torch.bfloat16, enabled=config.bfloat16):
             logits = self.judge(batch.images)
         loss = mean_loss(logits, batch.targets)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise SdtmFxError(f"judge: loss is {value} at step {self.step}; lower the learning rate")
+        value = checked("judge", float(loss.detach()), self.step)
         loss.backward()
         nn.utils.clip_grad_norm_(self.judge.parameters(), 5.0)
         for group in self.optimiser.param_groups:
-            group["lr"] = config.lr * _rate(self.step, config)
+            group["lr"] = config.lr * rate(self.step, steps=config.steps, warmup=config.warmup, decay=1.0)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         self.step += 1
@@ -171,8 +167,3 @@ def export_judge(trainer: JudgeTrainer, folder: Path) -> None:
         folder: Made if it is not there.
     """
     finished_judge(trainer).half().save_pretrained(folder)
-
-
-def _rate(step: int, config: JudgeConfig) -> float:
-    warm = min(1.0, (step + 1) / max(1, config.warmup))
-    return warm * 0.5 * (1 + math.cos(math.pi * step / max(1, config.steps)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,7 +35,7 @@ DEFAULT_SIZE = 64
 StepEnd = Callable[["ToyPipeline", int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
 
 
-class ToyPipeline(DiffusionPipeline):
+class ToyPipeline(DiffusionPipeline, ABC):
     """Text to image with a toy transformer; each toy's class says how its transformer is called.
 
     Args:
@@ -62,6 +63,7 @@ class ToyPipeline(DiffusionPipeline):
         self._num_timesteps = 0
         self._interrupt = False
 
+    @abstractmethod
     def predict_velocity(self, noisy: Tensor, timestep: Tensor, words: Tensor, pooled: Tensor) -> Tensor:
         """Call the transformer: noise - image, [B, 3, H, W].
 
@@ -71,7 +73,6 @@ class ToyPipeline(DiffusionPipeline):
             words: [B, L, D], one row per word.
             pooled: [B, P], one row per caption.
         """
-        raise NotImplementedError
 
     @property
     def guidance_scale(self) -> float:

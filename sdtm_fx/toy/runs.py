@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -64,6 +65,37 @@ def run_to_end(
         if run.step % every == 0 or run.step == run.config.steps:
             _save(run, path)
     return run
+
+
+def rate(step: int, *, steps: int, warmup: int, decay: float) -> float:
+    """Learning rate of a step, as a fraction of the peak: warm-up, constant, cosine to zero.
+
+    Args:
+        step: From 0.
+        steps: Steps in all.
+        warmup: Steps of linear warm-up.
+        decay: Fraction of the steps, at the end, over which the rate falls; 1 for all of them.
+    """
+    warm = min(1.0, (step + 1) / max(1, warmup))
+    start = steps * (1 - decay)
+    progress = min(1.0, max(0.0, (step - start) / max(1.0, steps - start)))
+    return warm * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def checked(name: str, loss: float, step: int) -> float:
+    """Return a loss.
+
+    Args:
+        name: What is trained, in messages.
+        loss: Of the step.
+        step: From 0.
+
+    Raises:
+        SdtmFxError: If it is not finite.
+    """
+    if not math.isfinite(loss):
+        raise SdtmFxError(f"{name}: loss is {loss} at step {step}; lower the learning rate")
+    return loss
 
 
 def check_same_run(name: str, saved: Mapping[str, Any], config: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,7 +16,7 @@ from sdtm_fx.toy.captions import CaptionEncoder
 from sdtm_fx.toy.flux import build_flux, flux_velocity
 from sdtm_fx.toy.model import TEXT_WIDTH
 from sdtm_fx.toy.muon import Muon
-from sdtm_fx.toy.runs import check_same_run
+from sdtm_fx.toy.runs import check_same_run, checked, rate
 from sdtm_fx.toy.sd3 import build_sd3, sd3_velocity
 
 _BUILDERS: dict[str, tuple[Callable[[int], nn.Module], Callable[..., Tensor]]] = {
@@ -96,19 +95,6 @@ class Toy(nn.Module):
         return self._velocity(self.transformer, noisy, sigmas * 1000, words, pooled)
 
 
-def rate(step: int, config: TrainConfig) -> float:
-    """Learning rate of a step, as a fraction of the peak: warm-up, constant, cosine to zero.
-
-    Args:
-        step: From 0.
-        config: The run.
-    """
-    warm = min(1.0, (step + 1) / max(1, config.warmup))
-    start = config.steps * (1 - config.decay)
-    progress = min(1.0, max(0.0, (step - start) / max(1.0, config.steps - start)))
-    return warm * 0.5 * (1 + math.cos(math.pi * progress))
-
-
 class Trainer:
     """The state of a run: weights, their average, optimisers, step and losses.
 
@@ -149,13 +135,12 @@ class Trainer:
         with torch.autocast("cpu", torch.bfloat16, enabled=config.bfloat16):
             velocity = self.toy(noisy, batch.sigmas, batch.captions)
         loss = (velocity.float() - (batch.noise - batch.images)).square().mean()
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise SdtmFxError(f"train: loss is {value} at step {self.step}; lower the learning rates")
+        value = checked("train", float(loss.detach()), self.step)
         loss.backward()
         nn.utils.clip_grad_norm_(self.toy.parameters(), 1.0)
+        share = rate(self.step, steps=config.steps, warmup=config.warmup, decay=config.decay)
         for optimiser, peak in zip(self.optimisers, self._peaks, strict=True):
-            optimiser.param_groups[0]["lr"] = peak * rate(self.step, config)
+            optimiser.param_groups[0]["lr"] = peak * share
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
         self._update_average()

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import sdtm_fx
 from sdtm_fx.cli.main import app
 from sdtm_fx.demo import tasks
-from sdtm_fx.demo.compare import compare, psnr
+from sdtm_fx.demo.compare import compare
 
 
 @pytest.mark.slow
@@ -89,14 +89,6 @@ def test_a_comparison_counts_its_images_and_leaves_the_dense_pipeline_alone() ->
     assert torch.equal(comparison.images[0], task.draw(task.make(), 0))
     assert {o.recipe for o in comparison.outcomes} == {"flux.1-dev", "flux.1-dev-attention"}
     assert all(len(o.psnr) == len(task.captions) for o in comparison.outcomes)
-
-
-def test_psnr() -> None:
-    zero, half = torch.zeros(3, 4, 4), torch.full((3, 4, 4), 0.5)
-    assert psnr(zero, zero) == math.inf
-    assert psnr(half, zero) == pytest.approx(6.0206, abs=1e-4)
-    ramp = torch.linspace(-2, 2, 48).reshape(3, 4, 4)
-    assert psnr(ramp + 0.4, ramp, peak=None) == pytest.approx(20.0, abs=1e-4)
 
 
 def test_recipes_of_the_demo_are_the_shipped_ones_without_counts() -> None:

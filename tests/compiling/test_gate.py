@@ -8,6 +8,7 @@ import pytest
 
 import sdtm_fx
 from sdtm_fx.cost.profile_cache import VARIABLE, save_profile
+from sdtm_fx.runtime.schedules import CallSize
 from tests.compiling.counting import FEW, Graphs, graph_breaks, no_new_graph, phases_of
 from tests.rates import made_up
 from tests.user.cases import SD3, all_equal, run_steps, the_rewriting
@@ -33,7 +34,7 @@ def test_a_phase_without_some_sites_is_one_graph(
     assert all_equal(run_steps(model, inputs, STEPS), eager)
     assert graphs.made == phases_of(model, STEPS) * (STRUCTURES if regional else 1)
     assert not graph_breaks()
-    decision = the_rewriting(model).runtime.gate(STEPS, (8, 8), 5, 2)
+    decision = the_rewriting(model).runtime.gate(CallSize(STEPS, (8, 8), batch=2, text=5))
     assert decision is not None
     assert decision.profile.key.compiled
     assert {v.site for v in decision.verdicts if not v.kept} == {"ff"}

@@ -12,7 +12,8 @@ from torch import nn
 from sdtm_fx.capture.arguments import Key
 from sdtm_fx.capture.blocks import capture_outer
 from sdtm_fx.cost.counter import MacCounter, Macs
-from sdtm_fx.cost.saving import BlockCost, measure_block, plan_macs
+from sdtm_fx.cost.planning import plan_macs
+from sdtm_fx.cost.saving import BlockCost, measure_block
 from sdtm_fx.methods import SSM, LocalMatch, Skip
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewriting.programs import Program, ProgramCache, dense_variant

@@ -14,7 +14,7 @@ from sdtm_fx.evaluate.cost import CostWatch
 from sdtm_fx.evaluate.schedule_costs import Costs, measure_costs, probe_size
 from sdtm_fx.recipe import Recipe, load_recipe
 from sdtm_fx.rewriting.rewriting import rewriting_of
-from sdtm_fx.runtime.runtime import CallSize
+from sdtm_fx.runtime.schedules import CallSize
 from sdtm_fx.toy.pipeline import ToySD3Pipeline
 from tests.evaluate.tiny import SIZE, SMALL, tiny_pipeline
 

@@ -22,6 +22,11 @@ def test_psnr_is_that_of_each_image() -> None:
     assert values[2] == pytest.approx(40, abs=1e-3)
 
 
+def test_psnr_is_relative_to_the_peak() -> None:
+    ramp = torch.linspace(-2, 2, 48).reshape(1, 3, 4, 4)
+    assert psnr(ramp + 0.4, ramp, peak=4.0) == pytest.approx((20.0,), abs=1e-4)
+
+
 def test_ssim_is_one_for_identical_images_and_does_not_depend_on_the_batch() -> None:
     generator = torch.Generator().manual_seed(0)
     images, noise = (

@@ -77,7 +77,7 @@ def test_a_merging_block_is_one_graph(block: nn.Module, args: tuple[Any, ...], r
         close(function(block, BlockContext(Calls(rules).make(remove=12), 0, {}), *leaves), expected)
 
 
-def count_graphs(function: Any, run: Callable[[], None]) -> int:
+def count_graphs(run: Callable[[], None]) -> int:
     torch._dynamo.utils.counters.clear()
     run()
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
@@ -107,7 +107,7 @@ def test_storing_and_blending_do_not_compile_again_as_steps_go_by() -> None:
             step(1, calls.make(phase=Phase(0, 12, refresh=False)))
 
     steps(0)
-    assert count_graphs(functions, lambda: steps(4)) == 0
+    assert count_graphs(lambda: steps(4)) == 0
 
 
 def test_the_compiled_result_is_the_eager_one_through_a_refresh() -> None:

@@ -148,8 +148,13 @@ RATIO = "{curve: cosine, start: 0.7, end: 0.3}"
         ("{name: idm}", "{}", ":14: stages[1].method.name: found nothing; accepted 'ssm', 'idm', 'fidm'"),
         (
             "{name: idm}",
+            "{name: idm, idm: {idm: 1}}",
+            ":14: stages[1].method.idm: found an unknown key; accepted name, window",
+        ),
+        (
+            "{name: idm}",
             "idm",
-            ":14: stages[1].method: found 'idm'; accepted a mapping with keys name, window",
+            ":14: stages[1].method: found 'idm'; accepted a mapping with name 'ssm', 'idm', 'fidm', ",
         ),
     ],
 )

@@ -114,8 +114,11 @@ def test_memory_is_counted_by_what_it_is_for() -> None:
         branch.features[0, "ff"] = Feature(torch.zeros(2, 4), torch.zeros(2, 4))
         branch.features[0, "attn"] = Feature(torch.zeros(2, 4), None)
         branch.ages[0] = torch.zeros(2, 4, dtype=torch.int32)
-        branch.plans[0] = identity_plan(1, 4, CPU)
-    assert run.bytes() == {"features": 2 * 3 * 8 * 4, "ages": 2 * 8 * 4, "plans": 2 * 2 * 4 * 8}
+        plan = identity_plan(1, 4, CPU)
+        branch.laid_out[0, 2] = {0: plan.with_tensors(t.clone() for t in plan.tensors())}
+        branch.plans = branch.laid_out[0, 2]
+    # Four tensors a plan; a plan that was laid out and is in use counts once.
+    assert run.bytes() == {"features": 2 * 3 * 8 * 4, "ages": 2 * 8 * 4, "plans": 2 * 4 * 4 * 8}
 
 
 def test_branches_are_apart_and_a_new_generation_clears_them() -> None:

@@ -13,9 +13,10 @@ from sdtm_fx.toy.batches import make_batch
 from sdtm_fx.toy.export import pipeline_from_checkpoint
 from sdtm_fx.toy.muon import Muon, orthogonalise
 from sdtm_fx.toy.pipeline import ToyFluxPipeline, ToySD3Pipeline
+from sdtm_fx.toy.runs import rate
 from sdtm_fx.toy.sd3 import build_sd3
 from sdtm_fx.toy.train import train
-from sdtm_fx.toy.trainer import TrainConfig, Trainer, rate
+from sdtm_fx.toy.trainer import TrainConfig, Trainer
 
 TINY = TrainConfig(steps=4, high_steps=1, warmup=1, pixels=32 * 32, high_pixels=64 * 64, bfloat16=False)
 
@@ -52,8 +53,7 @@ def test_batches_cover_sizes_empty_captions_and_times() -> None:
 
 
 def test_the_rate_warms_up_holds_and_falls_to_zero() -> None:
-    config = TrainConfig(steps=100, warmup=10, decay=0.4)
-    rates = [rate(step, config) for step in range(101)]
+    rates = [rate(step, steps=100, warmup=10, decay=0.4) for step in range(101)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[9:60] == [1.0] * 51
     assert rates[80] == pytest.approx(0.5)
@@ -187,5 +187,5 @@ def test_runs_are_not_mixed_up(run: tuple[Path, Trainer], tmp_path: Path) -> Non
 def test_a_loss_that_is_not_finite_stops_the_run() -> None:
     trainer = Trainer(TINY)
     torch.nn.init.constant_(trainer.toy.transformer.proj_out.bias, float("nan"))
-    with pytest.raises(SdtmFxError, match="loss is nan at step 0; lower the learning rates"):
+    with pytest.raises(SdtmFxError, match="loss is nan at step 0; lower the learning rate"):
         trainer.train_step()

@@ -22,6 +22,7 @@ from sdtm_fx.explaining.report import Explanation
 from sdtm_fx.rewriting.programs import dense_variant
 from sdtm_fx.rewriting.rewriting import Rewriting
 from sdtm_fx.runtime.call import Variant
+from sdtm_fx.runtime.schedules import CallSize, Schedules
 from tests.rates import made_up
 from tests.user.cases import (
     FLUX_ATTENTION,
@@ -44,6 +45,8 @@ ONLY_FF = made_up(linear=1.0, gathered=0.25)
 """Attention of the tiny SD3 has half the linear work of the feed-forward, and attends for nothing."""
 ONLY_ATTENTION = made_up(attention=1.0, launch=1.0)
 """Linear layers take no time."""
+
+SIZE = CallSize(steps=8, grid=(8, 8), batch=2, text=5)
 
 Measured = Callable[[DeviceProfile], None]
 
@@ -96,7 +99,7 @@ def test_where_merging_is_free_nothing_is_left_out(measured: Measured) -> None:
     report = explained(model)
     assert (report.gate.active, report.gate.sites) == (True, ())
     assert report.phases == explained(off).phases
-    assert list(the_rewriting(model).runtime.gate(8, (8, 8), 5, 2).merges.values()) == [{}, {}]  # type: ignore[union-attr]
+    assert list(the_rewriting(model).runtime.gate(SIZE).merges.values()) == [{}, {}]  # type: ignore[union-attr]
 
 
 def merged_tokens(model: torch.nn.Module, match: str) -> list[int]:
@@ -126,7 +129,7 @@ def test_one_of_two_sites_is_left_out(
         assert program.code[store].count("store_feature(") == 1
         assert program.features[merge] == program.features[store] == {kept}
         assert program.code[Variant(0)].count("blend_forecast(") == 2, "with both sites, as a comparison"
-    decision = the_rewriting(model).runtime.gate(8, (8, 8), 5, 2)
+    decision = the_rewriting(model).runtime.gate(SIZE)
     assert decision is not None
     assert {v.left_out for v in decision.merges[0, remove].values()} == {without}
 
@@ -174,14 +177,12 @@ def test_equal_runs_give_equal_outputs_and_batches_are_decided_apart(measured: M
 
 def test_one_threshold_of_the_launch_separates_keeping_from_leaving_out(measured: Measured) -> None:
     measured(NO_COST)
-    runtime = the_rewriting(rewritten()).runtime
-    assert runtime.cost is not None
+    schedules = the_rewriting(rewritten()).schedules
     kept = []
     for launch in (1e-9, 1e-7, 1e-6, 1e-5, 1e-3):
-        key = runtime.device_key()
-        runtime.profiles = {key: made_up(linear=1e9, launch=launch)}
-        runtime._decisions.clear()
-        decision = runtime.gate(8, (8, 8), 5, 2)
+        profiles = {schedules.device_key(None, compiled=False): made_up(linear=1e9, launch=launch)}
+        asked = Schedules(schedules.recipe, schedules.cost, schedules.refreshes, profiles)
+        decision = asked.gate(SIZE, None, compiled=False)
         assert decision is not None
         kept.append({(v.stage, v.block, v.site) for v in decision.verdicts if v.kept})
     assert kept[0]
@@ -195,7 +196,7 @@ def test_plans_of_several_layers_and_steps_are_paid_once(measured: Measured) -> 
     def plan(changes: dict[str, Any]) -> tuple[float, bool]:
         decision = the_rewriting(
             rewritten({"stages.structure.sites": ["ff"], "reuse": None, **changes})
-        ).runtime.gate(8, (8, 8), 5, 2)
+        ).runtime.gate(SIZE)
         assert decision is not None
         first = decision.verdicts[0]
         return first.spent, first.kept
@@ -226,7 +227,7 @@ def test_sites_that_join_before_they_are_stored_stay_together(
     model = rewritten(levels, FLUX_ATTENTION)
     rewriting = the_rewriting(model)
     assert_stores_suffice(rewriting)
-    decision = rewriting.runtime.gate(8, (8, 8), 5, 2)
+    decision = rewriting.runtime.gate(SIZE)
     assert decision is not None
     left = {
         v.left_out for variants in decision.merges.values() for p, v in variants.items() if "single" not in p
@@ -240,7 +241,7 @@ def test_sites_that_join_before_they_are_stored_stay_together(
 
 
 def assert_stores_suffice(rewriting: Rewriting) -> None:
-    decision = rewriting.runtime.gate(8, (8, 8), 5, 2)
+    decision = rewriting.runtime.gate(SIZE)
     assert decision is not None
     for path, binding in rewriting.bindings.items():
         for program in binding.programs.values():
@@ -278,9 +279,7 @@ def test_other_recipes_run_with_sites_left_out(measured: Measured, changes: dict
 
 def test_a_forecast_needs_no_plan(measured: Measured) -> None:
     measured(made_up(linear=1.0, sorted=1e-9))  # whatever sorts takes ages
-    decision = the_rewriting(rewritten({"stages.detail.method": {"name": "skip"}})).runtime.gate(
-        8, (8, 8), 5, 2
-    )
+    decision = the_rewriting(rewritten({"stages.detail.method": {"name": "skip"}})).runtime.gate(SIZE)
     assert decision is not None
     assert {(v.stage, v.kept) for v in decision.verdicts} == {(0, False), (1, True)}
     assert max(v.spent for v in decision.verdicts if v.stage == 1) < 1e-20

@@ -1,0 +1,122 @@
+"""One block in one stage, run on fake tensors to be counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+
+from sdtm_fx.capture.arguments import Leaf
+from sdtm_fx.cost.effort import EffortCounter
+from sdtm_fx.methods.base import TokenView
+from sdtm_fx.phase import Phase
+from sdtm_fx.recipe.schema import Recipe
+from sdtm_fx.rewriting.programs import Program, dense_variant
+from sdtm_fx.runtime.call import BlockContext, Call, Variant
+from sdtm_fx.runtime.state import BranchState
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A block in a stage.
+
+    Attributes:
+        recipe: The recipe.
+        stage: Index of the stage.
+        program: The rewritten block.
+        block: A block of the program's structure.
+        leaves: The arguments of the example call, fake tensors.
+        grid: (height, width) in tokens of the example.
+        left_out: Sites that stay dense.
+        with_extra: Count what is no product too.
+    """
+
+    recipe: Recipe
+    stage: int
+    program: Program
+    block: torch.nn.Module
+    leaves: list[Leaf]
+    grid: tuple[int, int]
+    left_out: frozenset[str]
+    with_extra: bool
+
+    def counts(self) -> tuple[int, ...]:
+        """A small and a large number of tokens that the stage can remove on this grid."""
+        method = self.recipe.stages[self.stage].method
+        if not method.merges:
+            return (self.grid[0] * self.grid[1],)
+        units = method.capacity(self.grid) // method.quantum()
+        return tuple(sorted({max(1, units // 3) * method.quantum(), max(1, units) * method.quantum()}))
+
+    def run(self, batch: int) -> tuple[EffortCounter, EffortCounter, dict[int, EffortCounter]]:
+        """Count the dense block, the one that stores features, and the merged one, the plan being given."""
+        state = BranchState(slope=torch.zeros((), device=self._device))
+        dense = self._count(None, 0, state, {})
+        stored = self._count(self._refresh, 0, state, {})  # stores what the stage may forecast from
+        merged = {n: self._count(self._variant, n, state, self._plan(n, batch)) for n in self.counts()}
+        return dense, stored, merged
+
+    def _count(
+        self, variant: Variant | None, remove: int, state: BranchState, planned: dict[int, object]
+    ) -> EffortCounter:
+        """Count one run, and what runs inside each site's module."""
+        modules = {place.local: self.block.get_submodule(place.local) for place in self.program.places}
+        counter = EffortCounter()
+        function = None if variant is None else self.program.functions.get(variant)
+        with counter.counting(not self.with_extra), counter.products.watching(modules):
+            if variant is None or function is None:
+                self.program.dense(self.block, *self.leaves)
+            else:
+                call = model_call(self.recipe, self.stage, variant, self.grid, remove, state)
+                function(self.block, BlockContext(call, 0, planned), *self.leaves)
+        return counter
+
+    def _plan(self, remove: int, batch: int) -> dict[int, object]:
+        """A plan that the block finds made already."""
+        method, tokens = self.recipe.stages[self.stage].method, self.grid[0] * self.grid[1]
+        if not method.merges:
+            return {}
+        rows = 1 if "batch" in self.recipe.plan.share else batch
+        with self._device:
+            ages = torch.zeros(rows, tokens, dtype=torch.int32) if "ages" in method.needs else None
+            attention = torch.zeros(rows, tokens) if "attention" in method.needs else None
+            view = TokenView(torch.zeros(rows, tokens, 8), self.grid, ages, attention)
+        return {0: method.plan(view, remove)}
+
+    @property
+    def _device(self) -> torch.device:
+        return next(v.device for v in self.leaves if isinstance(v, FakeTensor) and v.ndim == 3)
+
+    @property
+    def _variant(self) -> Variant:
+        return Variant(stage=self.stage, left_out=self.left_out)
+
+    @property
+    def _refresh(self) -> Variant:
+        dense = dense_variant(self.recipe, self.stage)
+        return dense if dense.measure is not None else replace(dense, left_out=self.left_out)
+
+
+def model_call(
+    recipe: Recipe, stage: int, variant: Variant, grid: tuple[int, int], remove: int, state: BranchState
+) -> Call:
+    """A call of a model with one block and no generation around it."""
+    return Call(
+        variant=variant,
+        phase=Phase(variant.stage, remove, refresh=variant.refresh is not None),
+        method=recipe.stages[stage].method,
+        grid=grid,
+        halves=1,
+        share_batch="batch" in recipe.plan.share,
+        every_layers=1,
+        keep_plans=False,
+        one_age_counter=False,
+        advance_ages=True,
+        state=state,
+        forecast_order=0 if recipe.reuse is None else recipe.reuse.order,
+        forecast_weight=1.0,
+        threshold=None if variant.stage is not None else 0.0,
+        salt=None,
+        prompt_bias=torch.zeros(()),
+    )
