@@ -194,16 +194,19 @@ def test_a_copy_is_not_compiled() -> None:
 
 
 @pytest.mark.slow
-def test_the_toys_pipeline_makes_the_same_images() -> None:
-    pipe = sdtm_fx.rewrite(load_toy(), "toy-sd3")
-    options = {"num_inference_steps": 8, "height": 32, "width": 32, "output_type": "latent"}
+@pytest.mark.parametrize("name", ["sd3", "flux"])
+def test_the_toys_draw_the_same_images_with_a_graph_per_phase(name: str) -> None:
+    pipe = sdtm_fx.rewrite(load_toy(name), f"toy-{name}")
+    options = {"num_inference_steps": STEPS, "height": 16, "width": 16, "output_type": "latent"}
 
     def image() -> torch.Tensor:
         return pipe("a large plain red circle", generator=torch.Generator().manual_seed(0), **options).images
 
     eager = image()
-    sdtm_fx.compile(pipe, regional=True, backend="eager")
+    sdtm_fx.compile(pipe, backend="eager")
+    graphs = Graphs()
     assert torch.equal(image(), eager)
+    assert graphs.made == phases_of(pipe.transformer, STEPS, grid=(8, 8), text=16)
     assert not graph_breaks()
     with no_new_graph():
         assert torch.equal(image(), eager)
