@@ -32,6 +32,10 @@ def seconds(run: Callable[[], object], device: torch.device, calls: int = 1) -> 
 
 
 def median_seconds(run: Callable[[], object], device: torch.device, runs: int, calls: int = 1) -> float:
-    """The median of several measurements, after one that does not count; see `seconds`."""
-    run()
+    """The median of several measurements, after as many that do not count; see `seconds`.
+
+    One is not enough: an allocator hands out fresh memory for a few calls before it comes back to what was freed.
+    """
+    for _ in range(runs):
+        run()
     return statistics.median(seconds(run, device, calls) for _ in range(runs))

@@ -16,7 +16,8 @@ from sdtm_fx.methods.base import (
     check_window,
     relative_ages,
 )
-from sdtm_fx.methods.matching import AGED, Target, best_neighbour, choose_targets, plan_best, split_windows
+from sdtm_fx.methods.matching import AGED, Target, choose_targets, plan_best, split_windows
+from sdtm_fx.methods.neighbours import best_neighbour
 from sdtm_fx.plan import MergePlan
 from sdtm_fx.windows import Windows
 

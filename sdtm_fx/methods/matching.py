@@ -77,45 +77,6 @@ def best_match(metric: Tensor, sources: Tensor, targets: Tensor) -> tuple[Tensor
     return torch.cat(cosines, dim=1), partner
 
 
-def best_neighbour(metric: Tensor, windows: Windows, targets: Tensor, radius: int) -> tuple[Tensor, Tensor]:
-    """Find the most cosine-similar target of every token among the windows up to `radius` away.
-
-    A row of windows is a contiguous run of tokens. Its product with the targets of the rows around it is
-    one small matrix product, from which columns out of reach are masked: nothing but targets is copied.
-
-    Args:
-        metric: [B, N, D] float.
-        windows: The windows.
-        targets: [P, windows] int64 tokens, one per window; P is B or 1.
-        radius: How many windows away a token looks, in both directions.
-
-    Returns:
-        Cosine [B, n] float32, and the target token [B, n] int64 (the first on ties), for the first n
-        tokens: all those in rows that windows cover. Tokens right of the last window hold nothing of use.
-    """
-    batch, _, width = metric.shape
-    rows, columns, wide = windows.rows, windows.columns, windows.grid[1]
-    each, device = windows.window[0] * wide, metric.device
-    shift = torch.arange(-radius, radius + 1, device=device)
-    near = windows.nearby_row(torch.arange(rows, device=device)[:, None], shift)
-    beside = (near[..., None] * columns + torch.arange(columns, device=device)).reshape(-1)
-    goal = take_rows(metric, targets.index_select(1, beside)).float()
-    scale = inverse_norms(goal).view(batch, rows, 1, -1)
-    goal = goal.view(batch, rows, -1, width)
-    x = metric[:, : rows * each].float().reshape(batch, rows, each, width)
-    with without_autocast(device):
-        table = (x @ goal.mT) * scale
-    column = torch.arange(each, device=device).remainder(wide).div(windows.window[1], rounding_mode="floor")
-    reach = torch.arange(columns, device=device).repeat(2 * radius + 1)
-    far = (column[:, None] - reach).abs() > radius
-    cosine, place = table.masked_fill(far, -torch.inf).max(dim=3)
-    cosine, place = cosine.flatten(1), place.flatten(1)
-    own = torch.arange(rows * each, device=device).div(each, rounding_mode="floor")
-    row = windows.nearby_row(own, place.div(columns, rounding_mode="floor") - radius)
-    token = targets.expand(batch, -1).gather(1, row * columns + place.remainder(columns))
-    return cosine * inverse_norms(x).flatten(1), token
-
-
 def plan_best(sources: Tensor, partner: Tensor, rank: Tensor, remove: int, tokens: int) -> MergePlan:
     """Merge the `remove` sources of highest rank into their partners.
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from sdtm_fx.cost.planning import plan_macs
 from sdtm_fx.methods import FIDM, IDM, SSM, LocalMatch, TokenView, ToMe
 from sdtm_fx.methods.matching import choose_targets
 from sdtm_fx.similarity import window_similarity
@@ -86,7 +87,9 @@ def naive_match(x: Tensor, targets: Tensor, sources: Tensor, allowed: Tensor, re
 
 
 @pytest.mark.parametrize("radius", [0, 1, 2, None])
-@pytest.mark.parametrize("grid", [(8, 8), (7, 9)])
+@pytest.mark.parametrize(
+    "grid", [(8, 8), (7, 9), (6, 64), (5, 71)]
+)  # one tile, four, five of which one sticks out
 def test_matching_joins_the_most_similar_target_in_reach(radius: int | None, grid: tuple[int, int]) -> None:
     x, windows, remove = tokens(3, grid[0] * grid[1]), Windows(grid, (2, 2)), 20
     ages = torch.randint(0, 4, x.shape[:2], generator=torch.Generator().manual_seed(1), dtype=torch.int32)
@@ -113,6 +116,13 @@ def test_a_radius_over_the_whole_grid_is_global_matching() -> None:
     near, everywhere = LocalMatch(radius=9), FIDM()
     view = TokenView(x, (8, 10))
     assert torch.equal(near.plan(view, 33).assign, everywhere.plan(view, 33).assign)
+
+
+def test_local_matching_is_linear_in_the_tokens() -> None:
+    small, large = (
+        plan_macs(LocalMatch(), (side, side), 0, 64, side * side // 2).total for side in (32, 128)
+    )
+    assert 15 < large / small < 20  # 16 times the tokens
 
 
 def test_local_match_lets_ages_decide_between_equals() -> None:
