@@ -76,6 +76,24 @@ def mode_of(word: str | None, compiled: bool) -> str | None:
     return word
 
 
+def check_cache(cache: Path | None, compiled: bool, steps: int) -> None:
+    """Check that a compile cache would show in the result.
+
+    Raises:
+        SdtmFxError: Nothing is compiled, no schedule is timed, whose first calls tell a cold start from a warm one, or
+            the folder is missing.
+    """
+    if cache is None:
+        return
+    if not compiled:
+        raise SdtmFxError("cache: nothing is compiled that it could hold; add --compile")
+    if not steps:
+        raise SdtmFxError(
+            "cache: first calls are timed over a schedule only; add --steps, such as --steps 28"
+        )
+    _check_folder("cache", cache)
+
+
 def layers_of(text: str, model: BenchModel) -> Layers:
     """Numbers of blocks: one for all kinds, or one for each, such as ``1,2``; 0 is the whole model.
 
@@ -134,13 +152,18 @@ def check_files(out: Path | None, figure: Path | None, growth: bool) -> Path | N
     if figure is not None and figure.suffix not in FIGURES:
         raise SdtmFxError(f"figure: found {str(figure)!r}; accepted: names that end in {', '.join(FIGURES)}")
     for name, path in (("out", out), ("figure", figure)):
-        if path is not None and not path.parent.is_dir():
-            raise SdtmFxError(
-                f"{name}: there is no folder {str(path.parent)!r} to write {path.name} to; make it first"
-            )
+        if path is not None:
+            _check_folder(name, path)
     if not growth:
         return None
     return figure or (None if out is None else out.with_suffix(".png"))
+
+
+def _check_folder(name: str, path: Path) -> None:
+    if not path.parent.is_dir():
+        raise SdtmFxError(
+            f"{name}: there is no folder {str(path.parent)!r} to write {path.name} to; make it first"
+        )
 
 
 def _unknown(what: str, word: str, known: Iterable[str]) -> SdtmFxError:

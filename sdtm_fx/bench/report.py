@@ -42,7 +42,7 @@ def schedule_table(schedule: ScheduleTiming, title: str) -> Table:
         table.add_row(t.label, str(t.steps), *_speedups(t), f"{t.first_seconds:.1f} s")
     table.add_row(
         "all", str(schedule.steps), f"{schedule.theoretical:.2f}x", f"{schedule.measured:.2f}x", "",
-        f"{schedule.efficiency:.2f}", "",
+        f"{schedule.efficiency:.2f}", f"{sum(t.first_seconds for t in schedule.phases):.1f} s",
     )  # fmt: skip
     return table
 

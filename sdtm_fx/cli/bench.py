@@ -34,7 +34,9 @@ def bench(
     mode: Annotated[str | None, typer.Option(help="Mode of torch.compile, such as reduce-overhead.")] = None,
     cache: Annotated[
         Path | None,
-        typer.Option(help="Compile from an empty cache and save it here; a second run starts warm."),
+        typer.Option(
+            help="With --steps: compile from an empty cache and save it here; a second run starts warm."
+        ),
     ] = None,
     steps: Annotated[int, typer.Option(min=0, help="Time a whole schedule of so many steps; 0: no.")] = 0,
     parts: Annotated[bool, typer.Option("--parts", help="Break the time of a merged call down.")] = False,
@@ -55,7 +57,15 @@ def bench(
 
     from sdtm_fx.bench.configs import bench_model
     from sdtm_fx.bench.machine import machine
-    from sdtm_fx.bench.options import check_files, device_of, dtype_of, grid_of, layers_of, mode_of
+    from sdtm_fx.bench.options import (
+        check_cache,
+        check_files,
+        device_of,
+        dtype_of,
+        grid_of,
+        layers_of,
+        mode_of,
+    )
     from sdtm_fx.bench.pairing import BenchSetup
     from sdtm_fx.bench.run import Wanted, run_bench
     from sdtm_fx.bench.start import compiler_start
@@ -63,6 +73,7 @@ def bench(
 
     config = bench_model(model)
     drawn = check_files(out, figure, growth)
+    check_cache(cache, compile, steps)
     setup = BenchSetup(
         ratio=ratio,
         layers=layers_of(layers, config),

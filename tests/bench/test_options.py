@@ -118,6 +118,17 @@ def test_results_have_a_place_before_anything_is_measured(tmp_path: Path) -> Non
         options.check_files(out, tmp_path / "growth.png", growth=False)
 
 
+def test_a_cache_is_refused_where_it_would_not_show(tmp_path: Path) -> None:
+    options.check_cache(tmp_path / "cache", compiled=True, steps=4)
+    options.check_cache(None, compiled=False, steps=0)
+    with pytest.raises(SdtmFxError, match=r"cache: nothing is compiled .*add --compile"):
+        options.check_cache(tmp_path / "cache", compiled=False, steps=4)
+    with pytest.raises(SdtmFxError, match=r"cache: first calls are timed over a schedule only; add --steps"):
+        options.check_cache(tmp_path / "cache", compiled=True, steps=0)
+    with pytest.raises(SdtmFxError, match=r"cache: there is no folder .*missing.* to write cache to"):
+        options.check_cache(tmp_path / "missing" / "cache", compiled=True, steps=4)
+
+
 def test_the_command_shows_errors_as_text() -> None:
     result = CliRunner().invoke(app, ["bench", "--layers", "1,2"])
     assert result.exit_code == 1
