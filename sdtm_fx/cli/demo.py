@@ -21,13 +21,13 @@ def demo(
         "demo_output"
     ),
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 20,
-    pixels: Annotated[int, typer.Option(min=16, max=96, help="Side of the toy's images; even.")] = 48,
-    prompts: Annotated[int, typer.Option(min=1, max=4, help="Number of captions that the toy draws.")] = 4,
+    pixels: Annotated[int, typer.Option(min=16, max=96, help="Side of the toys' images; even.")] = 48,
+    prompts: Annotated[int, typer.Option(min=1, max=4, help="Number of captions that the toys draw.")] = 4,
     recipe: Annotated[
-        list[str] | None, typer.Option(help="Recipe for the toy, a name or a file; may be repeated.")
+        list[str] | None, typer.Option(help="Recipe for the SD3 toy, a name or a file; may be repeated.")
     ] = None,
 ) -> None:
-    """Sample a trained toy and the real SD3 and FLUX pipeline classes, dense and rewritten."""
+    """Sample the trained toys and the real SD3 and FLUX pipeline classes, dense and rewritten."""
     from transformers.utils import logging
 
     from sdtm_fx.demo import tasks
@@ -42,7 +42,8 @@ def demo(
     out.mkdir(parents=True, exist_ok=True)
     comparisons = []
     for task in (
-        tasks.trained("sd3", steps, pixels, prompts, recipe or tasks.TOY_RECIPES),
+        tasks.trained("sd3", steps, pixels, prompts, recipe or ()),
+        tasks.trained("flux", steps, pixels, prompts),
         tasks.random_sd3(steps),
         tasks.random_flux(steps),
     ):

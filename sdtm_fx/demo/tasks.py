@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,11 +27,14 @@ _RANDOM_LATENT = 32  # 16 x 16 tokens of 2 x 2
 _SEEDS = tuple(f"prompt embedding {seed}" for seed in range(3))  # the first image also builds graphs
 
 
-TOY_RECIPES: tuple[str, ...] = ("toy-sd3", "paper/sd3-medium", "sd3-medium-forecast")
-"""The package's defaults, the settings of the paper, and the caching end of the scale."""
+TOY_RECIPES: Mapping[str, tuple[str, ...]] = {
+    "sd3": ("toy-sd3", "paper/sd3-medium", "sd3-medium-forecast"),
+    "flux": ("toy-flux", "flux.1-dev-attention", "flux.1-dev-forecast"),
+}
+"""By toy: the package's defaults; what the paper does, or attention merged too; the caching end of the scale."""
 
 
-def trained(toy: str, steps: int, pixels: int, prompts: int, recipes: Sequence[str] = TOY_RECIPES) -> Task:
+def trained(toy: str, steps: int, pixels: int, prompts: int, recipes: Sequence[str] = ()) -> Task:
     """A trained toy, under several recipes.
 
     Args:
@@ -39,7 +42,7 @@ def trained(toy: str, steps: int, pixels: int, prompts: int, recipes: Sequence[s
         steps: Denoising steps.
         pixels: Height and width of the images.
         prompts: How many of `PROMPTS`.
-        recipes: Names of shipped recipes, or files, for the blocks of the toy.
+        recipes: Names of shipped recipes, or files, for the blocks of the toy; those of `TOY_RECIPES` by default.
     """
     settings = {"height": pixels, "width": pixels, "num_inference_steps": steps, "output_type": "pt"}
 
@@ -62,7 +65,7 @@ def trained(toy: str, steps: int, pixels: int, prompts: int, recipes: Sequence[s
 
     load = functools.partial(load_toy, toy)
     title = f"trained toy, {toy.upper()} blocks"
-    fitted = tuple(map(_fit, recipes))
+    fitted = tuple(map(_fit, recipes or TOY_RECIPES[toy]))
     return Task(title, f"toy-{toy}", load, draw, PROMPTS[:prompts], fitted, peak=1.0, watch=watch)
 
 

@@ -27,21 +27,28 @@ def test_it_draws_reports_and_restores(tmp_path: Path, monkeypatch: pytest.Monke
     for text in (
         "recipe toy-sd3",
         "recipe paper/sd3-medium",
+        "recipe toy-flux",
         "recipe flux.1-dev",
         "MACs per step",
         "CPU",
     ):
         assert text in result.stdout
-    for name in ("toy-sd3", "random-sd3", "random-flux"):
+    for name in ("toy-sd3", "toy-flux", "random-sd3", "random-flux"):
         with Image.open(tmp_path / "out" / f"{name}.png") as sheet:
             assert sheet.width > 300
     page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     assert all(
-        title in page for title in ("trained toy, SD3 blocks", "real FluxPipeline", "paper/sd3-medium")
+        title in page
+        for title in (
+            "trained toy, SD3 blocks",
+            "trained toy, FLUX blocks",
+            "real FluxPipeline",
+            "paper/sd3-medium",
+        )
     )
     assert f"all of it on one page: {tmp_path / 'out' / 'index.html'}" in result.stdout
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert [len(comparison["outcomes"]) for comparison in report] == [3, 1, 2]
+    assert [len(comparison["outcomes"]) for comparison in report] == [3, 3, 1, 2]
     for comparison in report:
         for outcome in comparison["outcomes"]:
             assert outcome["restored"]
