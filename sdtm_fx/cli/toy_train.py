@@ -53,7 +53,10 @@ def train(
         bool | None, typer.Option("--bfloat16/--float32", help="Compute in bfloat16 or float32.")
     ] = None,
     start: Annotated[
-        str | None, typer.Option(help="Folder of an earlier run; this one starts from its averaged weights.")
+        str | None,
+        typer.Option(
+            help="Folder of an earlier run whose averaged weights this one starts from, or shipped."
+        ),
     ] = None,
 ) -> None:
     """Train a toy on scenes; options that are left out are those of `sdtm_fx.toy.trainer.TrainConfig`."""

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from torch import Tensor
+
 from sdtm_fx.toy.files import read_checkpoint
+from sdtm_fx.toy.load import load_toy
 from sdtm_fx.toy.runs import run_to_end
 from sdtm_fx.toy.trainer import TrainConfig, Trainer
+
+SHIPPED = "shipped"
+"""As `TrainConfig.start`: the weights that the package carries."""
 
 
 def train(
@@ -29,9 +35,23 @@ def train(
 
     Raises:
         SdtmFxError: If there is nothing to resume, a run would be overwritten, a checkpoint is not whole, or the run
-            to start from trained another model.
+            to start from is missing or trained another model.
     """
     trainer = Trainer(config)
     if config.start is not None and not resume:
-        trainer.start_from(read_checkpoint(Path(config.start) / "checkpoint.pt"))
+        trainer.start_from(*_earlier(config))
     return run_to_end(trainer, folder, "train", resume=resume, every=every, on_step=on_step)
+
+
+def _earlier(config: TrainConfig) -> tuple[str, Mapping[str, Tensor]]:
+    """The model that an earlier run trained, and its averaged weights."""
+    assert config.start is not None
+    if config.start != SHIPPED:
+        state = read_checkpoint(Path(config.start) / "checkpoint.pt")
+        return state["config"]["model"], state["average"]
+    toy = load_toy(config.model)
+    return config.model, {
+        f"{part}.{name}": weight
+        for part in ("transformer", "text_encoder")
+        for name, weight in toy.components[part].state_dict().items()
+    }

@@ -42,7 +42,8 @@ class TrainConfig:
         pixels: Pixels per batch of the steps around 32 x 32 px.
         high_pixels: Pixels per batch of the steps around 64 x 64 px.
         bfloat16: Compute in bfloat16 under autocast; weights and optimiser stay float32.
-        start: Folder of an earlier run whose averaged weights this one starts from; None starts from the seed.
+        start: Folder of an earlier run whose averaged weights this one starts from, or ``shipped`` for the weights
+            that the package carries; None starts from the seed.
     """
 
     model: str = "sd3"
@@ -184,19 +185,19 @@ class Trainer:
         for optimiser, previous in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(previous)
 
-    def start_from(self, state: Mapping[str, Any]) -> None:
-        """Take the averaged weights of an earlier run; steps, rates and optimisers begin anew.
+    def start_from(self, model: str, weights: Mapping[str, Tensor]) -> None:
+        """Take the weights of an earlier run; steps, rates and optimisers begin anew.
 
         Args:
-            state: What `state_dict` of the earlier run gave.
+            model: What the earlier run trained.
+            weights: Its parameters, by their names in `Toy`.
 
         Raises:
             SdtmFxError: If the earlier run trained another model.
         """
-        model = state["config"]["model"]
         if model != self.config.model:
             raise SdtmFxError(f"train: the run to start from trained {model!r}, not {self.config.model!r}")
-        self.toy.load_state_dict(state["average"], strict=False)
+        self.toy.load_state_dict(weights, strict=False)
         self.average = {name: param.detach().clone() for name, param in self.toy.named_parameters()}
 
     def averaged(self) -> Toy:

@@ -11,6 +11,7 @@ import torch
 from sdtm_fx.errors import SdtmFxError
 from sdtm_fx.toy.batches import make_batch
 from sdtm_fx.toy.export import pipeline_from_checkpoint
+from sdtm_fx.toy.load import load_toy
 from sdtm_fx.toy.muon import Muon, orthogonalise
 from sdtm_fx.toy.pipeline import ToyFluxPipeline, ToySD3Pipeline
 from sdtm_fx.toy.runs import rate
@@ -167,6 +168,23 @@ def test_a_run_starts_from_the_averaged_weights_of_another(run: tuple[Path, Trai
     with pytest.raises(SdtmFxError, match="the run to start from trained 'sd3', not 'flux'"):
         train(flux, tmp_path / "flux")
     assert not (tmp_path / "flux").exists()
+
+
+def test_a_run_starts_from_the_shipped_weights(tmp_path: Path) -> None:
+    begun: list[dict[str, torch.Tensor]] = []
+
+    def note(trainer: Trainer) -> None:
+        begun.append({name: value.clone() for name, value in trainer.average.items()})
+
+    train(dataclasses.replace(TINY, start="shipped", steps=1), tmp_path, on_step=note)
+    shipped = load_toy("sd3")
+    expected = {
+        f"{part}.{name}": value
+        for part in ("transformer", "text_encoder")
+        for name, value in shipped.components[part].named_parameters()
+    }
+    assert set(begun[0]) == set(expected)
+    assert all(torch.equal(begun[0][name], value) for name, value in expected.items())
 
 
 def test_an_unknown_model_is_named() -> None:
