@@ -49,6 +49,10 @@ def train(
     high_pixels: Annotated[
         int | None, typer.Option(min=1, help="Pixels per batch around 64 x 64 px.")
     ] = None,
+    shift: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="Shift of the times at 32 x 32 px: the larger, the nearer to noise."),
+    ] = None,
     bfloat16: Annotated[
         bool | None, typer.Option("--bfloat16/--float32", help="Compute in bfloat16 or float32.")
     ] = None,

@@ -15,7 +15,7 @@ CAPTION_DROPOUT = 0.1
 """Fraction of captions that become the empty one, for classifier-free guidance."""
 
 SHIFT = 3.0
-"""Shift of the training times at 32 x 32 px: the toy decides colours and places at high noise."""
+"""Shift of the training times at 32 x 32 px: the toy decides colours and places at high noise, shapes below it."""
 
 UNIFORM_TIMES = 0.25
 """Fraction of the times that are uniform."""
@@ -44,7 +44,9 @@ class Batch:
     sigmas: Tensor
 
 
-def make_batch(seed: int, step: int, *, high: bool, pixels: int = 32 * 32 * 32) -> Batch:
+def make_batch(
+    seed: int, step: int, *, high: bool, pixels: int = 32 * 32 * 32, shift: float = SHIFT
+) -> Batch:
     """Draw the batch of a step.
 
     Args:
@@ -52,6 +54,7 @@ def make_batch(seed: int, step: int, *, high: bool, pixels: int = 32 * 32 * 32) 
         step: Training step, from 0.
         high: Draw from the resolutions around 64 x 64 instead of those around 32 x 32.
         pixels: Pixels per batch; the number of images follows from the resolution.
+        shift: Of the times at 32 x 32 px; it grows with the side.
 
     Raises:
         SdtmFxError: If seed or step is negative.
@@ -68,15 +71,14 @@ def make_batch(seed: int, step: int, *, high: bool, pixels: int = 32 * 32 * 32) 
         images=images,
         captions=[_caption(scene, rng) for scene in drawn],
         noise=torch.randn(images.shape, generator=generator),
-        sigmas=_draw_sigmas(count, height * width, generator),
+        sigmas=_draw_sigmas(count, shift * (height * width / 1024) ** 0.5, generator),
     )
 
 
-def _draw_sigmas(count: int, pixels: int, generator: torch.Generator) -> Tensor:
+def _draw_sigmas(count: int, shift: float, generator: torch.Generator) -> Tensor:
     # Logit-normal times (Esser et al. 2024, section 3.1), nearer to noise at larger grids (section 5.3.2);
     # a share of uniform ones, or the last steps, where fine detail is drawn, would hardly be trained.
     times = torch.sigmoid(0.2 + 1.2 * torch.randn(count, generator=generator))
-    shift = SHIFT * (pixels / 1024) ** 0.5
     shifted = shift * times / (1 + (shift - 1) * times)
     uniform = torch.rand(count, generator=generator)
     return torch.where(torch.rand(count, generator=generator) < UNIFORM_TIMES, uniform, shifted)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sdtm_fx.errors import SdtmFxError, nearest
-from sdtm_fx.toy.batches import make_batch
+from sdtm_fx.toy.batches import SHIFT, make_batch
 from sdtm_fx.toy.captions import CaptionEncoder
 from sdtm_fx.toy.flux import build_flux, flux_velocity
 from sdtm_fx.toy.model import TEXT_WIDTH
@@ -41,6 +41,7 @@ class TrainConfig:
         ema: Decay of the weight average.
         pixels: Pixels per batch of the steps around 32 x 32 px.
         high_pixels: Pixels per batch of the steps around 64 x 64 px.
+        shift: Shift of the training times at 32 x 32 px, towards noise; it grows with the side.
         bfloat16: Compute in bfloat16 under autocast; weights and optimiser stay float32.
         start: Folder of an earlier run whose averaged weights this one starts from, or ``shipped`` for the weights
             that the package carries; None starts from the seed.
@@ -57,6 +58,7 @@ class TrainConfig:
     ema: float = 0.995
     pixels: int = 16 * 32 * 32
     high_pixels: int = 6 * 64 * 64
+    shift: float = SHIFT
     bfloat16: bool = True
     start: str | None = None
 
@@ -130,7 +132,7 @@ class Trainer:
         began, config = time.perf_counter(), self.config
         high = self.step >= config.steps - config.high_steps
         pixels = config.high_pixels if high else config.pixels
-        batch = make_batch(config.seed, self.step, high=high, pixels=pixels)
+        batch = make_batch(config.seed, self.step, high=high, pixels=pixels, shift=config.shift)
         sigmas = batch.sigmas[:, None, None, None]
         noisy = torch.lerp(batch.images, batch.noise, sigmas)
         with torch.autocast("cpu", torch.bfloat16, enabled=config.bfloat16):

@@ -51,6 +51,10 @@ def test_batches_cover_sizes_empty_captions_and_times() -> None:
     assert sigmas.max() < 1
     assert torch.cat([batch.sigmas for batch in high]).mean() > sigmas.mean() + 0.03
     assert (sigmas < 0.3).float().mean() > 0.04, "fine detail is drawn at low noise"
+    nearer = make_batch(1, 0, high=False, pixels=4096, shift=9.0)
+    assert torch.equal(nearer.images, low[0].images)
+    assert (nearer.sigmas >= low[0].sigmas).all()
+    assert (nearer.sigmas > low[0].sigmas).any()
 
 
 def test_the_rate_warms_up_holds_and_falls_to_zero() -> None:
