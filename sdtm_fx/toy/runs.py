@@ -103,14 +103,15 @@ def check_same_run(name: str, saved: Mapping[str, Any], config: Any) -> None:
 
     Args:
         name: What is trained, in messages.
-        saved: Fields of the configuration in the checkpoint.
+        saved: Fields of the configuration in the checkpoint; one that it does not know yet had its default.
         config: The dataclass to compare with.
 
     Raises:
         SdtmFxError: If a field differs; the text names all that do.
     """
     mine = dataclasses.asdict(config)
-    other = [f"{key} {saved.get(key)} (now {now})" for key, now in mine.items() if saved.get(key) != now]
+    theirs = {field.name: field.default for field in dataclasses.fields(config)} | dict(saved)
+    other = [f"{key} {theirs[key]} (now {now})" for key, now in mine.items() if theirs[key] != now]
     if other:
         raise SdtmFxError(
             f"{name}: the checkpoint is of another run: {', '.join(other)}; resume with its settings"
