@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from sdtm_fx.evaluate.budget import Knob
 from sdtm_fx.evaluate.hook import TaylorSeer
+from sdtm_fx.evaluate.match import Knob
 from sdtm_fx.recipe.part import Count, Part, Positive, RecipeName, Text
 from sdtm_fx.recipe.problems import Problem, misfit
 

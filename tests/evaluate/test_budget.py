@@ -9,9 +9,11 @@ import torch
 
 import sdtm_fx
 from sdtm_fx.errors import RewriteError
-from sdtm_fx.evaluate.budget import BudgetError, Match, match_budget, solve, solve_threshold
+from sdtm_fx.evaluate.budget import match_budget, solve
 from sdtm_fx.evaluate.cost import CostWatch
+from sdtm_fx.evaluate.match import BudgetError, Match
 from sdtm_fx.evaluate.schedule_costs import Costs, measure_costs, probe_size
+from sdtm_fx.evaluate.threshold import solve_threshold
 from sdtm_fx.recipe import Recipe, load_recipe
 from sdtm_fx.rewriting.rewriting import rewriting_of
 from sdtm_fx.runtime.schedules import CallSize
@@ -132,7 +134,7 @@ def test_a_threshold_is_found_by_measuring() -> None:
 
 
 def test_a_threshold_really_samples(pipe: ToySD3Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sdtm_fx.evaluate.budget._CALIBRATIONS", 2)
+    monkeypatch.setattr("sdtm_fx.evaluate.threshold._CALIBRATIONS", 2)
     settings: dict[str, Any] = {"knob": "threshold", "steps": 3, "height": 16, "width": 16}
     match = match_budget(STAR, pipe, speedup=1.2, prompts=("",), **settings)
     assert match.speedup > 1.0

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from sdtm_fx.errors import NothingMatched
-from sdtm_fx.evaluate.budget import BudgetError
 from sdtm_fx.evaluate.hook import CountedCalls, TaylorSeer, forecast_share, match_hook
+from sdtm_fx.evaluate.match import BudgetError
 from sdtm_fx.toy.pipeline import ToySD3Pipeline
 from tests.evaluate.tiny import tiny_pipeline
 
