@@ -12,6 +12,7 @@ from sdtm_fx.capture.arguments import Leaf
 from sdtm_fx.cost.counter import Macs
 from sdtm_fx.cost.planning import plan_macs
 from sdtm_fx.cost.saving import BlockCost, measure_block
+from sdtm_fx.cost.trial import Trial
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewriting.programs import Program
 
@@ -70,17 +71,17 @@ class CostModel:
             return None
         key = (id(block.program), stage, left_out)
         if key not in self._measured:
-            self._measured[key] = measure_block(
+            trial = Trial(
                 self.recipe,
                 stage,
                 block.program,
                 block.block,
                 block.leaves,
                 self.grid,
-                self.text,
                 left_out,
                 self.with_extra,
             )
+            self._measured[key] = measure_block(trial, self.text)
         return self._measured[key]
 
     def saved(

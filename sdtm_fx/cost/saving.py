@@ -13,16 +13,11 @@ from collections import Counter
 from dataclasses import dataclass
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
 
-from sdtm_fx.capture.arguments import Leaf
 from sdtm_fx.cost.counter import MacCounter, Macs
 from sdtm_fx.cost.extra import Extra, fit_extra
 from sdtm_fx.cost.planning import score_macs
 from sdtm_fx.cost.trial import Trial
-from sdtm_fx.recipe.schema import Recipe
-from sdtm_fx.rewriting.programs import Program
-from sdtm_fx.runtime.call import Variant
 
 
 @dataclass(frozen=True)
@@ -82,69 +77,53 @@ class BlockCost:
         return self.dense.linear * grown + self.dense.attention * grown**2
 
 
-def measure_block(
-    recipe: Recipe,
-    stage: int,
-    program: Program,
-    block: torch.nn.Module,
-    leaves: list[Leaf],
-    grid: tuple[int, int],
-    text: int,
-    left_out: frozenset[str] = frozenset(),
-    with_extra: bool = False,
-) -> BlockCost | None:
+def measure_block(trial: Trial, text: int) -> BlockCost | None:
     """Measure a block in a stage, on the example call that it was captured with.
 
     Args:
-        recipe: The recipe.
-        stage: Index of the stage.
-        program: The rewritten block.
-        block: A block of the program's structure.
-        leaves: The arguments of the example call, fake tensors.
-        grid: (height, width) in tokens of the example.
+        trial: The block and the stage; its program has the variants of the stage without the sites left out.
         text: Text tokens of the example.
-        left_out: Sites that stay dense; the program has the variants of this stage without them.
-        with_extra: Count what is no product too.
 
     Returns:
         The cost, None when the stage leaves the block alone.
     """
-    if Variant(stage=stage, left_out=left_out) not in program.functions:
+    if trial.variant not in trial.program.functions:
         return None
-    sequence = next(leaf for leaf in leaves if isinstance(leaf, FakeTensor) and leaf.ndim == 3)
-    batch, width, tokens = sequence.shape[0], sequence.shape[-1], grid[0] * grid[1]
-    trial = Trial(recipe, stage, program, block, leaves, grid, left_out, with_extra)
-    method, plans = recipe.stages[stage].method, 1 if "batch" in recipe.plan.share else batch
+    sequence, method = trial.sequence, trial.recipe.stages[trial.stage].method
+    batch, width, tokens = sequence.shape[0], sequence.shape[-1], trial.grid[0] * trial.grid[1]
     with torch.no_grad(), sequence.fake_mode:
         dense, stored, merged = trial.run(batch)
     extra = None
-    if with_extra:
+    if trial.with_extra:
         added = {remove: counter.effort - dense.effort for remove, counter in merged.items()}
         extra = fit_extra(added, stored.effort - dense.effort, tokens, batch, sequence.dtype.itemsize)
-    inside, whole = dense.products.inside, dense.products.macs * (1 / batch)
-    if not method.merges:
-        (skipped,) = merged.values()
-        left = functools.partial(_skipped, dense.products, skipped.products, batch, tokens, text)
-        return BlockCost(
-            left(None), {name: left(name) for name in inside}, width, whole, (tokens, text), extra
-        )
     counted = {remove: counter.products for remove, counter in merged.items()}
-    scoring = score_macs(method, grid, text, width) * plans
-    saved = {remove: dense.products.macs - counter.macs + scoring for remove, counter in counted.items()}
+    if method.merges:
+        plans = 1 if "batch" in trial.recipe.plan.share else batch
+        scoring = score_macs(method, trial.grid, text, width) * plans
+        saving, sites = _of_merging(dense.products, counted, scoring, batch, tokens, text)
+    else:
+        (skipped,) = counted.values()
+        left = functools.partial(_skipped, dense.products, skipped, batch, tokens, text)
+        saving, sites = left(None), {name: left(name) for name in dense.products.inside}
+    whole = dense.products.macs * (1 / batch)
+    return BlockCost(saving, sites, width, whole, (tokens, text), extra)
+
+
+def _of_merging(
+    dense: MacCounter, merged: dict[int, MacCounter], scoring: Macs, batch: int, tokens: int, text: int
+) -> tuple[Saving, dict[str, Saving]]:
+    """What merging saves in the block, and at each site."""
+    saved = {remove: dense.macs - counter.macs + scoring for remove, counter in merged.items()}
     sites = {
-        name: {remove: inside[name] - counter.inside[name] for remove, counter in counted.items()}
-        for name in inside
+        name: {remove: inside - counter.inside[name] for remove, counter in merged.items()}
+        for name, inside in dense.inside.items()
         # An instrumented attention runs as a graph, not as a module call, and cannot be told apart.
-        if all(counter.inside[name].total for counter in counted.values())
+        if all(counter.inside[name].total for counter in merged.values())
     }
-    return BlockCost(
-        saving=_fit(saved, batch, tokens, text),
-        sites={name: _fit(site, batch, tokens, text) for name, site in sites.items()},
-        width=width,
-        dense=whole,
-        size=(tokens, text),
-        extra=extra,
-    )
+    return _fit(saved, batch, tokens, text), {
+        name: _fit(site, batch, tokens, text) for name, site in sites.items()
+    }
 
 
 def _fit(saved: dict[int, Macs], batch: int, tokens: int, text: int) -> Saving:

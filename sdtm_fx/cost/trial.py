@@ -38,8 +38,18 @@ class Trial:
     block: torch.nn.Module
     leaves: list[Leaf]
     grid: tuple[int, int]
-    left_out: frozenset[str]
-    with_extra: bool
+    left_out: frozenset[str] = frozenset()
+    with_extra: bool = False
+
+    @property
+    def variant(self) -> Variant:
+        """The graphs of the block that merge."""
+        return Variant(stage=self.stage, left_out=self.left_out)
+
+    @property
+    def sequence(self) -> FakeTensor:
+        """[B, L, D], the first sequence that the block takes."""
+        return next(v for v in self.leaves if isinstance(v, FakeTensor) and v.ndim == 3)
 
     def counts(self) -> tuple[int, ...]:
         """A small and a large number of tokens that the stage can remove on this grid."""
@@ -51,10 +61,10 @@ class Trial:
 
     def run(self, batch: int) -> tuple[EffortCounter, EffortCounter, dict[int, EffortCounter]]:
         """Count the dense block, the one that stores features, and the merged one, the plan being given."""
-        state = BranchState(slope=torch.zeros((), device=self._device))
+        state = BranchState(slope=torch.zeros((), device=self.sequence.device))
         dense = self._count(None, 0, state, {})
         stored = self._count(self._refresh, 0, state, {})  # stores what the stage may forecast from
-        merged = {n: self._count(self._variant, n, state, self._plan(n, batch)) for n in self.counts()}
+        merged = {n: self._count(self.variant, n, state, self._plan(n, batch)) for n in self.counts()}
         return dense, stored, merged
 
     def _count(
@@ -78,19 +88,11 @@ class Trial:
         if not method.merges:
             return {}
         rows = 1 if "batch" in self.recipe.plan.share else batch
-        with self._device:
+        with self.sequence.device:
             ages = torch.zeros(rows, tokens, dtype=torch.int32) if "ages" in method.needs else None
             attention = torch.zeros(rows, tokens) if "attention" in method.needs else None
             view = TokenView(torch.zeros(rows, tokens, 8), self.grid, ages, attention)
         return {0: method.plan(view, remove)}
-
-    @property
-    def _device(self) -> torch.device:
-        return next(v.device for v in self.leaves if isinstance(v, FakeTensor) and v.ndim == 3)
-
-    @property
-    def _variant(self) -> Variant:
-        return Variant(stage=self.stage, left_out=self.left_out)
 
     @property
     def _refresh(self) -> Variant:

@@ -198,27 +198,13 @@ class Runtime:
         decision = self.gate(size)
         schedule = self.schedules.asked(size) if decision is None else decision.schedule
         phase = self._phase(schedule, step, state)
-        state.measured, state.above = state.above or state.measured, {}
         served = phase.stage if phase.stage is not None else next_stage(schedule, step)
         stage = None if served is None else recipe.stages[served]
         variant = self.variant(schedule, step, phase)
-        if phase.stage is None:
-            for ages in state.ages.values():
-                ages.zero_()  # on a dense step every token is on its own
-        state.settle()
-        if phase.refresh and state.set_refreshed(step):
-            state.shift()
-        if recipe.reuse is not None and recipe.reuse.order == 1 and phase.stage is not None:
-            state.set_slope(step, device)
+        self._begin_step(moment, phase, state, device)
         ratio = recipe.ratio if stage is None or stage.ratio is None else stage.ratio
         first = self.rehearses or (branch, step) not in self._steps_begun
         self._steps_begun.add((branch, step))
-        # Filled on the device: a copy from the host would make it wait.
-        state.set_salt(int(combine(recipe.seed, step)), device)
-        if recipe.prompt is not None:
-            done = moment.step / max(moment.count - 1, 1)
-            weight = recipe.prompt.start + (recipe.prompt.end - recipe.prompt.start) * done
-            state.set_prompt_bias(math.log(weight), device)
         call = Call(
             variant=variant,
             phase=phase,
@@ -246,6 +232,25 @@ class Runtime:
             lay_out_ages(call, self.groups, size.batch, device)
             lay_out_plans(call, self.groups, size.batch, device)
         return call
+
+    def _begin_step(self, moment: Moment, phase: Phase, state: BranchState, device: torch.device) -> None:
+        """Bring what a branch keeps to a step: counts, ages, features, and numbers that graphs read."""
+        recipe, step = self.recipe, moment.step
+        state.measured, state.above = state.above or state.measured, {}
+        if phase.stage is None:
+            for ages in state.ages.values():
+                ages.zero_()  # on a dense step every token is on its own
+        state.settle()
+        if phase.refresh and state.set_refreshed(step):
+            state.shift()
+        if recipe.reuse is not None and recipe.reuse.order == 1 and phase.stage is not None:
+            state.set_slope(step, device)
+        # Filled on the device: a copy from the host would make it wait.
+        state.set_salt(int(combine(recipe.seed, step)), device)
+        if recipe.prompt is not None:
+            done = step / max(moment.count - 1, 1)
+            weight = recipe.prompt.start + (recipe.prompt.end - recipe.prompt.start) * done
+            state.set_prompt_bias(math.log(weight), device)
 
     def variant(self, schedule: Schedule, step: int, phase: Phase) -> Variant | None:
         """The graphs that run where a step runs a phase; None where blocks run their own forward."""

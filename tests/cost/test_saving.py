@@ -14,6 +14,7 @@ from sdtm_fx.capture.blocks import capture_outer
 from sdtm_fx.cost.counter import MacCounter, Macs
 from sdtm_fx.cost.planning import plan_macs
 from sdtm_fx.cost.saving import BlockCost, measure_block
+from sdtm_fx.cost.trial import Trial
 from sdtm_fx.methods import SSM, LocalMatch, Skip
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewriting.programs import Program, ProgramCache, dense_variant
@@ -53,7 +54,7 @@ def measured(name: str, path: str, stage: int) -> tuple[nn.Module, Recipe, Progr
     key, leaves = leaves_at(name, model, path, MEASURED)
     block = model.get_submodule(path)
     program = ProgramCache(rules).program(block, key, leaves, places)
-    cost = measure_block(rules, stage, program, block, leaves, MEASURED[1], MEASURED[2])
+    cost = measure_block(Trial(rules, stage, program, block, leaves, MEASURED[1]), MEASURED[2])
     assert cost is not None
     return model, rules, program, cost
 
@@ -182,4 +183,4 @@ def test_a_stage_that_leaves_a_block_alone_has_no_cost() -> None:
         if not s.id.startswith("single")
     )
     program = ProgramCache(only_single).program(block, key, leaves, places)
-    assert measure_block(only_single, 0, program, block, leaves, MEASURED[1], MEASURED[2]) is None
+    assert measure_block(Trial(only_single, 0, program, block, leaves, MEASURED[1]), MEASURED[2]) is None

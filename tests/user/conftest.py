@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sdtm_fx.cost import model as cost_model
+from sdtm_fx.cost.trial import Trial
 from tests.user.cases import CASES, Case
 
 
@@ -38,10 +39,11 @@ def _measured_once() -> Iterator[None]:
     """Measure the cost of equal blocks once for all tests: they rewrite the same few models over and over."""
     measure, known = cost_model.measure_block, {}
 
-    def recall(recipe: Any, stage: int, program: Any, block: Any, leaves: Any, *size: Any) -> Any:
-        key = (recipe.fingerprint(), stage, str(program.code), repr(block), str(leaves), size)
+    def recall(trial: Trial, text: int) -> Any:
+        what = (trial.recipe.fingerprint(), trial.stage, str(trial.program.code), repr(trial.block))
+        key = (*what, str(trial.leaves), trial.grid, trial.left_out, trial.with_extra, text)
         if key not in known:
-            known[key] = measure(recipe, stage, program, block, leaves, *size)
+            known[key] = measure(trial, text)
         return known[key]
 
     with pytest.MonkeyPatch.context() as patch:
