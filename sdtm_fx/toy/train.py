@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from sdtm_fx.errors import SdtmFxError, nearest
 from sdtm_fx.toy.files import read_checkpoint
 from sdtm_fx.toy.load import load_toy
 from sdtm_fx.toy.runs import run_to_end
@@ -47,7 +48,13 @@ def _earlier(config: TrainConfig) -> tuple[str, Mapping[str, Tensor]]:
     """The model that an earlier run trained, and its averaged weights."""
     assert config.start is not None
     if config.start != SHIPPED:
-        state = read_checkpoint(Path(config.start) / "checkpoint.pt")
+        path = Path(config.start) / "checkpoint.pt"
+        if not path.is_file():
+            hint = nearest(config.start, (SHIPPED,))
+            raise SdtmFxError(
+                f"train: start: {path} is missing; accepted: the folder of a run, or {SHIPPED}{hint}"
+            )
+        state = read_checkpoint(path)
         return state["config"]["model"], state["average"]
     toy = load_toy(config.model)
     return config.model, {

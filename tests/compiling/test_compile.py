@@ -199,10 +199,11 @@ def test_the_toys_draw_the_same_images_with_a_graph_per_phase(name: str) -> None
     pipe = sdtm_fx.rewrite(load_toy(name), f"toy-{name}")
     options = {"num_inference_steps": STEPS, "height": 16, "width": 16, "output_type": "latent"}
 
-    def image() -> torch.Tensor:
-        return pipe("a large plain red circle", generator=torch.Generator().manual_seed(0), **options).images
+    def image(**size: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return pipe("a large plain red circle", generator=generator, **{**options, **size}).images
 
-    eager = image()
+    eager, eager_wide = image(), image(width=24)
     sdtm_fx.compile(pipe, backend="eager")
     graphs = Graphs()
     assert torch.equal(image(), eager)
@@ -210,3 +211,6 @@ def test_the_toys_draw_the_same_images_with_a_graph_per_phase(name: str) -> None
     assert not graph_breaks()
     with no_new_graph():
         assert torch.equal(image(), eager)
+    graphs = Graphs()
+    assert torch.equal(image(width=24), eager_wide)
+    assert graphs.made <= phases_of(pipe.transformer, STEPS, grid=(8, 12), text=16)

@@ -166,8 +166,13 @@ def test_a_run_starts_from_the_averaged_weights_of_another(run: tuple[Path, Trai
     gone = dataclasses.replace(config, start=str(tmp_path / "gone"))
     with pytest.raises(SdtmFxError, match=r"another run: start .*gone"):
         train(gone, tmp_path, resume=True)
-    with pytest.raises(SdtmFxError, match=r"gone.checkpoint\.pt is missing"):
+    with pytest.raises(
+        SdtmFxError, match=r"start: .*gone.checkpoint\.pt is missing; accepted: the folder of"
+    ):
         train(gone, tmp_path / "new")
+    typo = dataclasses.replace(config, start="shiped")
+    with pytest.raises(SdtmFxError, match=r"or shipped \(did you mean 'shipped'\?\)"):
+        train(typo, tmp_path / "new")
     flux = dataclasses.replace(config, model="flux")
     with pytest.raises(SdtmFxError, match="the run to start from trained 'sd3', not 'flux'"):
         train(flux, tmp_path / "flux")
