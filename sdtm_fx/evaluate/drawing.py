@@ -66,13 +66,15 @@ def draw(
     """
     check_pipeline(pipeline)
     chosen = sampling.batches if batches is None else batches
+    wanted = set(chosen)
     for batch in chosen:
         key = store.key(None, sampling, batch)
         if not store.holds(key, latents=sampling.follows(batch)):
             store.put(key, _draw_batch(pipeline, sampling, batch, None, "dense"))
         on_image(len(batch))
     for row in _variants(rows):
-        _draw_row(pipeline, row, sampling, store, chosen, on_image)
+        mine = [batch for batch in sampling.batches_of(row) if batch in wanted]
+        _draw_row(pipeline, row, sampling, store, mine, on_image)
 
 
 def _draw_row(
@@ -99,12 +101,18 @@ def _draw_row(
 
 def images_to_draw(rows: Sequence[Row], sampling: Sampling) -> int:
     """How many images `draw` reports: the dense ones, and those of every row that differs from them."""
-    return len(sampling.seeds) * (1 + len(_variants(rows)))
+    drawn = [batch for row in _variants(rows) for batch in sampling.batches_of(row)]
+    return len(sampling.seeds) + sum(map(len, drawn))
 
 
 def _variants(rows: Sequence[Row]) -> list[Row]:
-    """The rows that are not dense, one of each kind."""
-    return list({kind: row for row in reversed(rows) if (kind := variant(row)) is not None}.values())[::-1]
+    """The rows that are not dense, one of each kind: one that is judged, if any is, since it needs more images."""
+    kinds: dict[str, Row] = {}
+    for row in sorted(rows, key=lambda row: not row.judged):
+        kind = variant(row)
+        if kind is not None:
+            kinds.setdefault(kind, row)
+    return list(kinds.values())
 
 
 def _draw_batch(pipeline: Any, sampling: Sampling, batch: range, dense: Tensor | None, label: str) -> Drawn:

@@ -63,7 +63,7 @@ def evaluate(
         batch: Images per call of the pipeline.
         paired: How many images, from the first, are compared with dense ones; None compares all.
         judge: Grades images against their prompts, and gives the features of Fréchet distances.
-        judged: How many images, from the first, it sees; None shows it all.
+        judged: How many images, from the first, it sees of the rows that it judges; None shows it all.
         reference: [M, 3, H, W] real images in [0, 1] to take Fréchet distances to; the first `judged` are used,
             and as many again for the floor of the distance.
         store: Keeps what is drawn; None forgets it.
@@ -127,7 +127,7 @@ def measure(
         if variant(row) is not None:
             drawn = _of_row(row, sampling, store)
         result = _compare(row, drawn, dense, sampling)
-        if judge is not None and scale is not None:
+        if judge is not None and scale is not None and row.judged:
             result = _judged(result, drawn.images[:seen], judge, scale, sampling.prompts[:seen])
         results.append(result)
     return Evaluation(
@@ -143,7 +143,8 @@ def measure(
 
 def _of_row(row: Row | None, sampling: Sampling, store: Store) -> Drawn:
     """All batches of a row as one, without latents, which are large."""
-    keys = [store.key(row, sampling, batch) for batch in sampling.batches]
+    needed = sampling.batches if row is None else sampling.batches_of(row)
+    keys = [store.key(row, sampling, batch) for batch in needed]
     batches = [dataclasses.replace(store.get(key), latents=None) for key in keys]
     images = torch.cat([drawn.images for drawn in batches])
     growth = [drawn.growth for drawn in batches if drawn.growth is not None]

@@ -69,6 +69,8 @@ def _judged(evaluation: Evaluation) -> Table:
     floor = "" if evaluation.frechet_floor is None else f" (floor {evaluation.frechet_floor:.3g})"
     table = Table("row", *evaluation.graded, f"FD to real{floor}", "FD to dense", title=title)
     for result in evaluation.rows:
+        if not result.right:
+            continue
         shares = [evaluation.accuracy(result.row.label, name) for name in evaluation.graded]
         distances = (result.frechet_real, result.frechet_dense)
         table.add_row(
@@ -144,7 +146,9 @@ def _row(evaluation: Evaluation, result: RowResult) -> dict[str, Any]:
             "steps": [asdict(result.growth_at(step)) for step in range(evaluation.sampling.steps)],
             "values": result.growth,
         },
-        "accuracy": {name: asdict(evaluation.accuracy(label, name)) for name in evaluation.graded},
+        "accuracy": {
+            name: asdict(evaluation.accuracy(label, name)) for name in evaluation.graded if result.right
+        },
         "right": result.right,
         "frechet_real": None if result.frechet_real is None else asdict(result.frechet_real),
         "frechet_dense": None if result.frechet_dense is None else asdict(result.frechet_dense),

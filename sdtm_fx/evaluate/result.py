@@ -34,7 +34,7 @@ class RowResult:
         psnr: Per paired image, in dB; infinite where it equals the dense one.
         ssim: Per paired image.
         growth: Relative error of the latents, per paired image and step.
-        right: Whether each attribute is as the caption says, per judged image; empty without a judge.
+        right: Whether each attribute is as the caption says, per judged image; empty where no judge saw the row.
         frechet_real: Fréchet distance to real images; None where it was not computed.
         frechet_dense: Fréchet distance to the dense images of the same seeds.
     """
@@ -125,7 +125,7 @@ class Evaluation:
             metric: One of `metrics`.
 
         Raises:
-            SdtmFxError: There is no such row or metric.
+            SdtmFxError: There is no such row or metric, or the row was not judged.
         """
         result = self.row(label)
         if metric in ("psnr", "ssim"):
@@ -173,7 +173,7 @@ class Evaluation:
             attribute: One of `graded`.
 
         Raises:
-            SdtmFxError: There is no such row, or the judge does not grade that.
+            SdtmFxError: There is no such row, it was not judged, or the judge does not grade that.
         """
         if attribute not in self.graded:
             raise SdtmFxError(
@@ -184,6 +184,9 @@ class Evaluation:
         return share_interval(sum(hits), len(hits))
 
     def _graded(self, result: RowResult, attribute: str) -> tuple[bool, ...]:
+        if not result.right:
+            judged = ", ".join(other.row.label for other in self.rows if other.right)
+            raise SdtmFxError(f"evaluation: row {result.row.label!r} was not judged; judged: {judged}")
         if attribute == ALL_RIGHT:
             return tuple(all(image) for image in result.right)
         column = self.attributes.index(attribute)

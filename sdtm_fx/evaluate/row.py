@@ -21,12 +21,15 @@ class Row:
         method: Name of the curve that the row is a point of.
         recipe: What the pipeline is rewritten with; None leaves it dense.
         budget: Speedup by total MACs that the row was tuned to; None where it was not.
+        judged: Whether the judge sees it, where there is one: that takes many more images than a comparison with
+            dense ones does.
     """
 
     label: str
     method: str
     recipe: Recipe | None
     budget: float | None = None
+    judged: bool = True
 
 
 class Judge(Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sdtm_fx.errors import SdtmFxError
+from sdtm_fx.evaluate.row import Row
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Sampling:
         guidance_scale: Of the pipeline; None leaves the pipeline's default.
         batch: Images per call of the pipeline.
         paired: How many images, from the first, are compared with the dense image of their seed.
-        judged: How many images, from the first, the judge sees.
+        judged: How many images, from the first, the judge sees of the rows that it judges.
     """
 
     prompts: tuple[str, ...]
@@ -62,6 +63,10 @@ class Sampling:
         """Indices of the images of each batch."""
         count = len(self.seeds)
         return tuple(range(start, min(start + self.batch, count)) for start in range(0, count, self.batch))
+
+    def batches_of(self, row: Row) -> tuple[range, ...]:
+        """The batches that a row needs: all of them, or only what is compared with dense images."""
+        return tuple(batch for batch in self.batches if row.judged or batch.start < self.paired)
 
     def follows(self, batch: range) -> bool:
         """Whether the error growth of a batch is recorded, step by step."""

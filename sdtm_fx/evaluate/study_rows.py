@@ -139,8 +139,9 @@ class RowMaker:
             self.skipped.append(Skipped(wanted, reason))
             return
         self._seen[drawn] = label
-        row = Row(label, spec.method, recipe, budget)
-        self.rows.append(row if hook is None else HookedRow(label, spec.method, None, budget, hook))
+        judged = spec.judged if isinstance(spec.judged, bool) else budget in spec.judged
+        row = Row(label, spec.method, recipe, budget, judged)
+        self.rows.append(row if hook is None else HookedRow(label, spec.method, None, budget, judged, hook))
 
 
 def _tuned_label(spec: RowSpec, budget: float, speedup: float) -> str:

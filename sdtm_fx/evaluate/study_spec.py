@@ -28,7 +28,7 @@ class Defaults(Part):
     images: Positive = 64
     """Images that are compared with the dense image of their seed."""
     judged: Count = 0
-    """Images that the judge sees."""
+    """Images that the judge sees of the rows that it judges."""
 
 
 class StepRange(Part):
@@ -57,6 +57,9 @@ class RowSpec(Part):
     """What is turned until the row costs its budget; hooks know ``interval`` only."""
     budgets: Annotated[tuple[Speedup, ...], Field(min_length=1)] | None = None
     """Speedups by total MACs; absent: those of the study."""
+    judged: bool | Annotated[tuple[Speedup, ...], Field(min_length=1)] = True
+    """Whether the judge sees the row, which takes many more images than comparing it with dense ones; of a row
+    with a knob, those budgets for which it does."""
     steps: StepRange = StepRange()
     """Where the row makes sense; elsewhere it is left out, and that is said."""
     why_steps: str = ""
@@ -119,6 +122,14 @@ class StudySpec(Part):
             wrong("budgets", "budgets without a knob", "a knob beside them")
         if row.knob is not None and row.budgets is None and not self.budgets:
             wrong("knob", "a knob without budgets", "budgets, here or for the whole study")
+        if row.judged not in (True, False):
+            stray = [b for b in row.judged if b not in (row.budgets or self.budgets)]
+            if row.knob is None:
+                wanted = "true or false in a row without a knob"
+                wrong("judged", "budgets without a knob", wanted)
+            elif stray:
+                accepted = ", ".join(f"{b:g}" for b in row.budgets or self.budgets)
+                wrong("judged", f"{stray[0]:g}, which is none of the row's budgets", f"some of {accepted}")
         if row.steps.most is not None and row.steps.most < row.steps.least:
             wrong("steps", f"{row.steps.least} to {row.steps.most}", "least at most as large as most")
         return problems

@@ -126,6 +126,26 @@ def test_rows_that_draw_the_same_are_drawn_once(tiny: Any) -> None:
     assert result.difference("again", "half").mean == 0
 
 
+def test_a_row_that_is_not_judged_draws_only_what_is_compared(tiny: Any) -> None:
+    unjudged = dataclasses.replace(HALF, judged=False)
+    twin = dataclasses.replace(QUARTER, label="twin", judged=False)
+    rows = (unjudged, twin, QUARTER)
+    reported: list[int] = []
+    given = request(8, paired=3, batch=2)
+    result = evaluate(tiny, rows, judge=FakeJudge(), **given, on_image=reported.append)
+    assert sum(reported) == 8 + 4 + 8 == images_to_draw(rows, result.sampling)
+    assert [len(row.right) for row in result.rows] == [0, 0, 8]
+    assert [len(row.psnr) for row in result.rows] == [3, 3, 3]
+    assert result.row("half").frechet_dense is None
+    assert result.row("twin").psnr == result.row("quarter").psnr, "a twin needs no images of its own"
+    told = [row["accuracy"] for row in as_dict(result)["rows"]]
+    assert told[:2] == [{}, {}]
+    assert set(told[2]) == {"red", "any", "all"}
+    for ask in (result.accuracy, lambda label: result.estimate(label, "red_right")):
+        with pytest.raises(SdtmFxError, match=r"row 'half' was not judged; judged: quarter$"):
+            ask("half")
+
+
 def test_an_interrupted_evaluation_goes_on(
     tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

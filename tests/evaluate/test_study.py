@@ -23,12 +23,13 @@ budgets: [1.37, 1.38, 40]
 rows:
   - {label: dense, method: dense}
   - {label: dense again, method: dense}
-  - {label: plain, method: plain, recipe: sd3-medium, overrides: {ratio.start: 0.5}}
+  - {label: plain, method: plain, recipe: sd3-medium, overrides: {ratio.start: 0.5}, judged: false}
   - {label: late, method: late, recipe: sd3-medium, steps: {least: 20}, why_steps: it is slow}
   - label: cache
     method: cache
     recipe: sd3-medium-forecast
     knob: interval
+    judged: [1.38]
   - {label: hook, method: hook, hook: {name: taylorseer}, knob: interval, budgets: [1.5]}
 """
 
@@ -78,6 +79,7 @@ def test_rows_are_solved_or_left_out_with_a_reason(
     assert isinstance(hooked, HookedRow)
     assert hooked.hook is not None
     assert [row.budget for row in planned.rows] == [None, None, 1.37, 1.5]
+    assert [row.judged for row in planned.rows] == [True, False, False, True]
     assert planned.rows[0].recipe is None
     plain = planned.rows[1].recipe
     assert plain is not None
@@ -114,17 +116,17 @@ def test_rows_are_solved_or_left_out_with_a_reason(
         (
             "knob: interval, b",
             "knob: ratio, b",
-            r":16: rows\[5\]\.knob: found 'ratio' beside a hook; accepted 'in",
+            r":17: rows\[5\]\.knob: found 'ratio' beside a hook; accepted 'in",
         ),
         (
             "name: taylorseer}",
             "name: tailor}",
-            r":16: rows\[5\]\.hook\.name: found 'tailor'; accepted 'taylorseer'",
+            r":17: rows\[5\]\.hook\.name: found 'tailor'; accepted 'taylorseer'",
         ),
         (
             "hook: {",
             "recipe: toy-sd3, hook: {",
-            r":16: rows\[5\]\.hook: found a hook beside a recipe; accepted one",
+            r":17: rows\[5\]\.hook: found a hook beside a recipe; accepted one",
         ),
         (
             "method: dense}",
@@ -137,8 +139,18 @@ def test_rows_are_solved_or_left_out_with_a_reason(
             r":8: rows\[0\]\.overrides: found overrides with",
         ),
         (
-            "ratio.start: 0.5}}",
-            "ratio.start: 0.5}, budgets: [2]}",
+            "method: dense}",
+            "method: dense, judged: [1.5]}",
+            r":8: rows\[0\]\.judged: found budgets without a knob; accepted true or false",
+        ),
+        (
+            "knob: interval, b",
+            "knob: interval, judged: [1.4], b",
+            r":17: rows\[5\]\.judged: found 1\.4, which is none of the row's budgets; accepted some of 1\.5",
+        ),
+        (
+            "ratio.start: 0.5}, j",
+            "ratio.start: 0.5}, budgets: [2], j",
             r":10: rows\[2\]\.budgets: found budgets with",
         ),
         (
