@@ -15,6 +15,7 @@ from sdtm_fx.cli.calibrate import calibrate
 from sdtm_fx.cli.demo import demo
 from sdtm_fx.cli.eval import evaluate
 from sdtm_fx.cli.explain import explain
+from sdtm_fx.cli.methods import methods
 from sdtm_fx.cli.recipes import recipes
 from sdtm_fx.cli.toy import toy
 from sdtm_fx.errors import SdtmFxError
@@ -45,6 +46,7 @@ app.command()(calibrate)
 app.command()(demo)
 app.command("eval")(evaluate)
 app.command()(explain)
+app.add_typer(methods, name="methods")
 app.add_typer(recipes, name="recipes")
 app.add_typer(toy, name="toy")
 

@@ -46,6 +46,29 @@ def score_macs(method: Method, grid: tuple[int, int], text: int, width: int) -> 
     return Macs(0.0, float(probes * (tokens + text) * width))
 
 
+def method_effort(method: Method, grid: tuple[int, int], text: int, width: int, remove: int) -> Effort:
+    """All that one plan of a method asks of a device, by itself, for one sample in bfloat16.
+
+    Args:
+        method: A method that merges.
+        grid: (height, width) in tokens.
+        text: Text tokens.
+        width: Channels of the tokens that are compared.
+        remove: Tokens removed; what the method can remove.
+    """
+    tokens, counter = grid[0] * grid[1], EffortCounter()
+    with torch.no_grad(), FakeTensorMode():
+        view = TokenView(
+            torch.empty(1, tokens, width, dtype=torch.bfloat16),
+            grid,
+            torch.empty(1, tokens, dtype=torch.int32) if "ages" in method.needs else None,
+            torch.empty(1, tokens) if "attention" in method.wants() else None,
+        )
+        with counter.counting():
+            method.plan(view, remove)
+    return counter.effort + Effort(attention=score_macs(method, grid, text, width).total)
+
+
 def plan_effort(
     recipe: Recipe,
     stage: int,

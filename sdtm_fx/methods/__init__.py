@@ -35,6 +35,7 @@ __all__ = [
     "ToMe",
     "TokenView",
     "Uniform",
+    "method_named",
     "plan_merge",
 ]
 
@@ -89,17 +90,25 @@ def plan_merge(
     return chosen.plan(view, remove)
 
 
+def method_named(name: str) -> type[Method]:
+    """Return the method that recipes call `name`.
+
+    Raises:
+        PlanError: There is none.
+    """
+    if name not in METHODS:
+        raise PlanError(f"found method {name!r}; accepted {', '.join(METHODS)}{nearest(name, METHODS)}")
+    return METHODS[name]
+
+
 def _make_method(method: str | Method, options: dict[str, object]) -> Method:
     if isinstance(method, Method):
         if options:
             raise PlanError(f"plan_merge: found options {sorted(options)} beside a method that has its own")
         return method
-    if method not in METHODS:
-        raise PlanError(
-            f"plan_merge: found method {method!r}; accepted {', '.join(METHODS)}{nearest(method, METHODS)}"
-        )
+    named = method_named(method)
     try:
-        return TypeAdapter(METHODS[method]).validate_python(options)
+        return TypeAdapter(named).validate_python(options)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))

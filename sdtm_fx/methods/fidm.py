@@ -19,6 +19,13 @@ class FIDM(Method):
     3/16 · N² · D multiply-accumulates for 2x2 windows. Tokens that fill no window stay as they are. Slots
     are in raster order of the tokens that represent them.
 
+    Formula:
+        Token x goes to the absorbing token t of largest cos(x, t) among all windows; the tokens of largest
+        cos(x, t) go.
+
+    Use:
+        To compare with the released code. `local_match` looks at fewer pairs.
+
     Attributes:
         window: Height and width of a window, in tokens.
         target: Which token of a window absorbs.

@@ -45,6 +45,13 @@ class IDM(Method):
 
     Slots are in raster order of the tokens that represent them.
 
+    Formula:
+        P_x = 1 - aₓ / max(a) + age_sign · age_weight · P_fre, with aₓ the attention that token x receives, summed
+        over `probe_queries` image queries and all heads; the tokens of largest P_x go.
+
+    Use:
+        The late steps, in the feed-forward only, as in the paper; `local_match` needs no attention.
+
     Attributes:
         window: Height and width of a window in tokens, or None.
         radius: How many windows away a token looks for its keeper, or None for everywhere; needs a window.

@@ -30,6 +30,13 @@ class LocalMatch(Method):
     (2 · radius + 1)² windows around it; there is no table of all pairs. Tokens that fill no window stay as
     they are. Slots are in raster order of the tokens that represent them.
 
+    Formula:
+        Token x goes to the absorbing token t of largest cos(x, t) among (2 · radius + 1)² windows; the tokens of
+        largest cos(x, t) + age_sign · age_weight · P_fre go.
+
+    Use:
+        The late steps, where detail is drawn, and any step where windows are too coarse; linear in the tokens.
+
     Attributes:
         window: Height and width of a window, in tokens.
         radius: How many windows away a token looks; 0 stays inside its own window.

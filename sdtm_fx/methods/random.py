@@ -22,6 +22,12 @@ class Random(Method):
     `ssm` with ``select: random``. The draw comes from a hash of the salt and the token: another one at every
     step and plan group, the same for the whole batch, repeatable with the seed. Slots are in raster order of
     the tokens that represent them.
+
+    Formula:
+        The tokens of smallest hash(seed, step, group, token) go, each to the token t that stays of largest cos(x, t).
+
+    Use:
+        To see what a method's choice is worth: whatever does not beat this chooses nothing.
     """
 
     name: Literal["random"] = "random"

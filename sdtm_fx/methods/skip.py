@@ -12,7 +12,15 @@ from sdtm_fx.plan import MergePlan
 
 @dataclass(frozen=True, kw_only=True)
 class Skip(Method):
-    """Removes every token, so there is no plan: the whole output comes from earlier dense steps."""
+    """Removes every token, so there is no plan: the whole output comes from earlier dense steps.
+
+    Formula:
+        y = y₁ (`reuse.order: 0`), or y₁ + (t - t₁) / (t₁ - t₂) · (y₁ - y₂) (`reuse.order: 1`), with y₁ and y₂ the
+        outputs at the last dense steps t₁ and t₂.
+
+    Use:
+        With many steps; together with merging in the other stage, or alone, as a cache that compiles.
+    """
 
     merges: ClassVar[bool] = False
 

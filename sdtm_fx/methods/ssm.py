@@ -34,6 +34,13 @@ class SSM(Method):
     window stay as they are. Slots: tokens of unmerged windows, window by window, then leftover tokens,
     then merged windows, whose position is their top-left token.
 
+    Formula:
+        P_sim = (‖Σ x̂ᵢ‖² - K) / (K (K - 1)) over the K unit tokens x̂ᵢ of a window; the windows of largest
+        P_sim + age_sign · age_weight · P_fre merge, (K - 1) tokens fewer for each.
+
+    Use:
+        The noisy early steps, in attention and feed-forward: layout is decided there, in patches.
+
     Attributes:
         window: Height and width of a window, in tokens.
         select: Which windows go first: the most alike ("similar"), as the paper has it, or for comparison

@@ -22,6 +22,13 @@ class ToMe(Method):
     of the salt and the cell, so it is the same for the whole batch and repeats with the seed. Slots are in
     raster order of the tokens that represent them.
 
+    Formula:
+        Token x goes to the absorbing token t of largest cos(x, t) among all cells; the tokens of largest cos(x, t)
+        go.
+
+    Use:
+        To compare with ToMeSD. `local_match` looks at fewer pairs.
+
     Attributes:
         window: Height and width of a cell, in tokens.
         random: Draw the absorbing token; otherwise it is the top-left one.

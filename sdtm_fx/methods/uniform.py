@@ -28,6 +28,12 @@ class Uniform(Method):
     spread evenly; the same cells at every step. Tokens that fill no cell stay as they are. Slots are in the
     order of `ssm`.
 
+    Formula:
+        Cell (r, c) of the grid merges if its place in the order of frac(r / p + c / p²), p³ = p + 1, is early enough.
+
+    Use:
+        To see what looking at the tokens is worth; it costs nothing.
+
     Attributes:
         window: Height and width of a cell, in tokens: the strides of the destinations.
     """
