@@ -122,7 +122,7 @@ class StudySpec(Part):
             wrong("budgets", "budgets without a knob", "a knob beside them")
         if row.knob is not None and row.budgets is None and not self.budgets:
             wrong("knob", "a knob without budgets", "budgets, here or for the whole study")
-        if row.judged not in (True, False):
+        if not isinstance(row.judged, bool):
             stray = [b for b in row.judged if b not in (row.budgets or self.budgets)]
             if row.knob is None:
                 wanted = "true or false in a row without a knob"

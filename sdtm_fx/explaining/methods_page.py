@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from docstring_parser import Docstring
 from docstring_parser.google import DEFAULT_SECTIONS, GoogleParser, Section, SectionType
+from pydantic import TypeAdapter
 
 from sdtm_fx.cost.planning import method_effort
 from sdtm_fx.errors import SdtmFxError
@@ -145,7 +146,7 @@ def cost_text(method: type[Method]) -> str:
     """What a plan of a method costs with its defaults, at both sizes of `GRIDS`, in words."""
     if not method.merges:
         return "None, there is no plan."
-    built = method(name=method.__dataclass_fields__["name"].default)
+    built: Method = TypeAdapter(method).validate_python({})
     text = "; ".join(_cost_at(built, grid) for grid in GRIDS)
     return text[0].upper() + text[1:] + "."
 
