@@ -103,7 +103,7 @@ def evaluate(
     with on_threads(threads):
         pipeline = source.load()
         check_pipeline(pipeline)
-        rows = _rows(console, source, pipeline, recipe or [], loaded, sampling)
+        rows, left_out = _rows(console, source, pipeline, recipe or [], loaded, sampling)
         store = Store(identity(pipeline), out / "batches")
         if fresh:
             store.clear()
@@ -111,7 +111,8 @@ def evaluate(
         reference = None if judge is None else real_scenes(2 * judged, sampling.height, sampling.width)
         found = measure(rows, sampling, store, judge=judge, reference=reference)
     console.print(render(found))
-    _write(console, found, out, json_file, {"model": source.name, "recipes": recipe or [], "study": study})
+    settings = {"model": source.name, "recipes": recipe or [], "study": study, "left_out": left_out}
+    _write(console, found, out, json_file, settings)
 
 
 def _study(study: str | None, recipes: Sequence[str] | None) -> Study | None:
@@ -148,13 +149,16 @@ def _rows(
     recipes: Sequence[str],
     study: Study | None,
     sampling: Sampling,
-) -> tuple[Row, ...]:
-    """Dense, the rows of the study, and the recipes."""
+) -> tuple[tuple[Row, ...], list[dict[str, str]]]:
+    """Dense, the rows of the study, and the recipes; and what of the study is left out."""
+    from dataclasses import asdict
+
     from sdtm_fx.evaluate.row import Row, check_rows
     from sdtm_fx.evaluate.variant import variant
     from sdtm_fx.recipe.load import load_recipe
 
     rows: list[Row] = []
+    left_out: list[dict[str, str]] = []
     if study is not None:
         with console.status("rows of the study") as status:
             planned = study.plan(
@@ -167,6 +171,7 @@ def _rows(
                 on_row=lambda label: status.update(f"rows of the study: {label}"),
             )
         for skipped in planned.skipped:
+            left_out.append(asdict(skipped))
             console.print(f"left out: {skipped.label}: {skipped.reason}", style="yellow", highlight=False)
         rows += planned.rows
     for name in recipes:
@@ -179,7 +184,7 @@ def _rows(
     if all(variant(row) is not None for row in rows):
         rows.insert(0, Row("dense", "dense", None))
     check_rows(rows)
-    return tuple(rows)
+    return tuple(rows), left_out
 
 
 def _draw(

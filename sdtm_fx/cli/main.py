@@ -17,6 +17,7 @@ from sdtm_fx.cli.eval import evaluate
 from sdtm_fx.cli.explain import explain
 from sdtm_fx.cli.methods import methods
 from sdtm_fx.cli.recipes import recipes
+from sdtm_fx.cli.tables import tables
 from sdtm_fx.cli.toy import toy
 from sdtm_fx.errors import SdtmFxError
 
@@ -46,6 +47,7 @@ app.command()(calibrate)
 app.command()(demo)
 app.command("eval")(evaluate)
 app.command()(explain)
+app.command()(tables)
 app.add_typer(methods, name="methods")
 app.add_typer(recipes, name="recipes")
 app.add_typer(toy, name="toy")

@@ -114,6 +114,7 @@ def test_a_study_gives_rows_and_defaults(tmp_path: Path) -> None:
     data = data_in(tmp_path / "out")
     assert [row["label"] for row in data["rows"]] == ["reference"]
     assert [data["settings"][name] for name in ("steps", "height", "paired", "judged")] == [1, 16, 2, 0]
+    assert data["settings"]["left_out"] == [{"label": "late", "reason": "it is for 4 steps or more, not 1"}]
 
 
 @pytest.mark.parametrize(
