@@ -171,7 +171,9 @@ def _section(found: EvaluationData) -> Iterator[str]:
     for row in _ranked(found.rows):
         yield _line(_cells(row, judged))
     if s.left_out:
-        yield "\nLeft out: " + "; ".join(f"{row.label} ({row.reason})" for row in s.left_out) + "."
+        yield f"\n<details><summary>{len(s.left_out)} left out</summary>\n"
+        yield from (f"- {row.label}: {row.reason}" for row in s.left_out)
+        yield "\n</details>"
 
 
 def _ranked(rows: Sequence[RowData]) -> list[RowData]:

@@ -48,7 +48,7 @@ def test_a_page_groups_rows_by_budget_and_ranks_them(found: Evaluation, tmp_path
     assert float(table[4][3].split()[0]) >= float(table[5][3].split()[0])
     assert page.startswith("## mine, 2 steps\n\n`sdtm-fx eval --study mine --steps 2 --height 16 --width 20 ")
     assert "--images 4 --judge-images 20`, commit " in page
-    assert page.endswith("\n\nLeft out: late (it is slow).\n")
+    assert page.endswith("\n\n<details><summary>1 left out</summary>\n\n- late: it is slow\n\n</details>\n")
 
 
 def test_sections_follow_each_other_and_name_recipes(found: Evaluation, tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_sections_follow_each_other_and_name_recipes(found: Evaluation, tmp_path
     assert page.count("## tiny, 2 steps\n") == 2
     assert "`sdtm-fx eval --model tiny --recipe a --recipe b.yaml --steps 2" in page
     assert "captions right" not in page
-    assert "Left out" not in page
+    assert "left out" not in page
 
 
 def test_the_command_writes_a_file_or_prints(found: Evaluation, tmp_path: Path) -> None:
