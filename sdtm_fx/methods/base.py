@@ -84,6 +84,21 @@ class Method(ABC):
         """Return how many image queries tell the attention that tokens receive; None for all of them."""
         return None
 
+    def count_above(self, view: TokenView, threshold: float) -> Tensor:
+        """Return how many tokens would go if everything with a score of `threshold` or more did.
+
+        This is what an adaptive threshold (SDTM*) counts; turning it into a static number is the caller's.
+
+        Returns:
+            [B] int64, on the device of the tokens.
+
+        Raises:
+            PlanError: The method scores nothing that a threshold could be laid on.
+        """
+        raise PlanError(
+            f"{self.name}: found a threshold; accepted a ratio, this method has no score of its own"
+        )
+
     def plan(self, view: TokenView, remove: int) -> MergePlan:
         """Choose which tokens share a slot.
 
