@@ -49,12 +49,13 @@ def mark(graph: fx.Graph, plan: fx.Node | None, exit_: fx.Node, name: str) -> fx
 def _merge(work: BlockWork, site: Site) -> fx.Node:
     graph = work.graph
     with graph.inserting_before(site.node):
-        metric = site.entry
+        metric = metric_argument(work, site)
         if site.spec.prefix is None:
-            plan = graph.call_function(ops.plan_tokens, (work.ctx, metric))
+            plan = graph.call_function(ops.plan_tokens, (work.ctx, site.entry if metric is None else metric))
         else:
             length = prefix_length(work, site)
-            metric = graph.call_function(ops.image_tokens, (site.entry, length))
+            if metric is None:
+                metric = graph.call_function(ops.image_tokens, (site.entry, length))
             image_plan = graph.call_function(ops.plan_tokens, (work.ctx, metric))
             plan = graph.call_function(ops.after_prefix, (image_plan, length))
         merged = graph.call_function(ops.merge_tokens, (plan, site.entry))
@@ -68,16 +69,25 @@ def _merge(work: BlockWork, site: Site) -> fx.Node:
 
 def prefix_length(work: BlockWork, site: Site) -> fx.Node:
     """Insert the number of tokens in front of the image: the length of a block argument."""
-    argument = next(
-        (n for n in work.graph.nodes if n.op == "placeholder" and n.target == site.spec.prefix), None
-    )
-    if argument is None:
-        names = [str(n.target) for n in work.graph.nodes if n.op == "placeholder" and n is not work.context]
+    return work.graph.call_method("size", (_argument(work, site, "prefix"), 1))
+
+
+def metric_argument(work: BlockWork, site: Site) -> fx.Node | None:
+    """The block argument that tokens are compared by, None where the site's own input is."""
+    return None if site.spec.metric is None else _argument(work, site, "metric")
+
+
+def _argument(work: BlockWork, site: Site, key: str) -> fx.Node:
+    """The argument of the block that a key of the site names."""
+    wanted = getattr(site.spec, key)
+    given = [n for n in work.graph.nodes if n.op == "placeholder" and n is not work.context]
+    names = [str(n.target) for n in given]
+    if wanted not in names:
         raise SiteError(
-            f"site {site.spec.id!r}: the block has no argument {site.spec.prefix!r} for `prefix`; "
-            f"it has {', '.join(names)}{nearest(str(site.spec.prefix), names)}"
+            f"site {site.spec.id!r}: the block has no argument {wanted!r} for `{key}`; "
+            f"it has {', '.join(names)}{nearest(str(wanted), names)}"
         )
-    return work.graph.call_method("size", (argument, 1))
+    return given[names.index(wanted)]
 
 
 INSERT_MERGES = Pass("insert_merges", exact=False, run=insert_merges)

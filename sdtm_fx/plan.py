@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from sdtm_fx.errors import PlanError
+from sdtm_fx.reductions import Reduce, lengthen
 
 
 @dataclass(frozen=True)
 class MergePlan:
-    """Assigns N tokens to M slots; merging takes the mean of a slot, unmerging copies it back.
+    """Assigns N tokens to M slots; merging makes one token of a slot, unmerging copies it back.
 
     P is the batch of the plan: that of the features, or 1 when the whole batch shares it. Sizes are
     static, so a plan can live inside a compiled graph.
@@ -26,6 +27,7 @@ class MergePlan:
         starts: [P, M] int64, where each slot begins in `order`.
         kept: M, the number of slots.
         uniform: (a, g) when the first `a` slots hold one token and all others hold `g`; else None.
+        reduce: What becomes of the tokens of a slot.
     """
 
     assign: Tensor
@@ -34,6 +36,7 @@ class MergePlan:
     starts: Tensor
     kept: int
     uniform: tuple[int, int] | None = None
+    reduce: Reduce = "mean"
 
     @property
     def tokens(self) -> int:
@@ -58,33 +61,28 @@ class MergePlan:
             return self.assign >= self.uniform[0]
         return (self.sizes > 1).gather(1, self.assign)
 
-    def merge(self, x: Tensor) -> Tensor:
-        """Return the mean of each slot.
+    def merge(self, x: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Return one token per slot, made as `reduce` says: the mean by default.
 
         Args:
             x: [B, N, D] float.
+            weights: [B, N] float, how much each token counts in the mean: how many it stands for itself, where
+                merges are stacked. Every slot has some weight.
 
         Returns:
             [B, M, D] in the dtype of `x`, accumulated in float32.
 
         Raises:
-            PlanError: `x` has another batch or length than the plan.
+            PlanError: `x` has another batch or length than the plan, or there are weights where no mean is taken.
         """
         self._check(x, self.tokens, "merge")
-        if self.uniform is not None and torch.compiler.is_compiling():
-            return self._merge_windows(x, *self.uniform)
-        batch, tokens, width = x.shape
-        if x.dtype == torch.float16 and x.device.type == "cpu":
-            # This kernel sums in half precision before it divides, which overflows.
-            return self.merge(x.float()).to(x.dtype)
-        # One kernel gathers the rows of a slot and averages them, in a fixed order and without atomics.
-        means = functional.embedding_bag(
-            flat_rows(self.order, batch, tokens),
-            x.reshape(batch * tokens, width),
-            flat_rows(self.starts, batch, tokens),
-            mode="mean",
-        )
-        return means.view(batch, self.kept, width)
+        if weights is not None:
+            return self._weighted(x, weights)
+        if self.reduce == "prune":
+            return take_rows(x, self.positions)
+        if self.reduce == "mlerp":
+            return self._mlerp(x)
+        return self._mean(x)
 
     def unmerge(self, y: Tensor) -> Tensor:
         """Return each token's copy of its slot.
@@ -116,11 +114,16 @@ class MergePlan:
             starts=torch.cat([lead, self.starts + length], dim=1),
             kept=self.kept + length,
             uniform=None if self.uniform is None else (alone + length, group),
+            reduce=self.reduce,
         )
 
     def repeat(self, times: int) -> MergePlan:
         """Return the plan of a batch that stacks `times` copies of this plan's batch (CFG halves)."""
         return self.with_tensors(t.repeat(times, 1) for t in self.tensors())
+
+    def reduced_by(self, reduce: Reduce | None) -> MergePlan:
+        """Return the plan with another reduction; None leaves it as it is."""
+        return self if reduce in (None, self.reduce) else replace(self, reduce=reduce)
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return `assign`, `positions`, `order` and `starts`."""
@@ -143,6 +146,45 @@ class MergePlan:
             ages: [B, N] int, steps since each token was last alone in its slot.
         """
         return torch.where(self.merged_mask, ages + 1, torch.zeros_like(ages))
+
+    def _mean(self, x: Tensor) -> Tensor:
+        if self.uniform is not None and torch.compiler.is_compiling():
+            return self._merge_windows(x, *self.uniform)
+        if x.dtype == torch.float16 and x.device.type == "cpu":
+            # This kernel sums in half precision before it divides, which overflows.
+            return self._bags(x.float(), "mean").to(x.dtype)
+        return self._bags(x, "mean")
+
+    def _mlerp(self, x: Tensor) -> Tensor:
+        values = x.float()
+        norms = torch.linalg.vector_norm(values, dim=-1, keepdim=True)
+        longer = lengthen(self._mean(values), self._bags(norms, "max")[..., 0])
+        # A slot of one token holds that token, to the last bit.
+        return torch.where((self.sizes > 1)[..., None], longer.to(x.dtype), take_rows(x, self.positions))
+
+    def _weighted(self, x: Tensor, weights: Tensor) -> Tensor:
+        if self.reduce != "mean" or weights.shape != x.shape[:2]:
+            raise PlanError(
+                f"merge: found weights of shape {tuple(weights.shape)} for {self.reduce!r}; accepted "
+                f"{list(x.shape[:2])}, one per token, where the mean is taken"
+            )
+        column = weights.float()[..., None]
+        # The mean of both, and not the sum: the size of a slot cancels out.
+        return (self._mean(x.float() * column) / self._mean(column)).to(x.dtype)
+
+    def _bags(self, x: Tensor, mode: str) -> Tensor:
+        """[B, N, D] to [B, M, D], in one kernel.
+
+        It gathers the rows of a slot and reduces them, in a fixed order and without atomics.
+        """
+        batch, tokens, width = x.shape
+        reduced = functional.embedding_bag(
+            flat_rows(self.order, batch, tokens),
+            x.reshape(batch * tokens, width),
+            flat_rows(self.starts, batch, tokens),
+            mode=mode,
+        )
+        return reduced.view(batch, self.kept, width)
 
     def _merge_windows(self, x: Tensor, alone: int, group: int) -> Tensor:
         """Merge equal groups by a gather and a mean, which a compiler fuses with what surrounds them."""

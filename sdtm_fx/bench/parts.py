@@ -124,11 +124,14 @@ def _time_stage(
     x = torch.randn(batch, tokens, model.width, generator=generator).to(device, setup.dtype)
     ages = torch.zeros(1 if whole_batch else batch // halves, tokens, dtype=torch.int32, device=device)
     salt = torch.zeros((), dtype=torch.int64, device=device)
+    important = None
+    if "importance" in method.needs:
+        important = torch.rand(1 if whole_batch else batch // halves, tokens, generator=generator).to(device)
 
     def plan(x: torch.Tensor) -> MergePlan:
         metric = _metric(x, whole_batch, halves)
         needed = ages if "ages" in method.needs else None
-        made = method.plan(TokenView(metric, grid, needed, None, salt), remove)
+        made = method.plan(TokenView(metric, grid, needed, None, salt, important), remove)
         if needed is not None:
             needed.copy_(made.next_ages(needed))
         return made if whole_batch or halves == 1 else made.repeat(halves)

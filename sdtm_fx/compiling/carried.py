@@ -37,6 +37,8 @@ def state_tensors(call: Call, features: Sequence[FeatureKey]) -> dict[str, torch
             for group, plan in sorted(state.plans.items()):
                 tensors |= dict(zip(_plan_keys(group), plan.tensors(), strict=True))
         slope = state.slope if call.forecast_order == 1 and features else None
+        if "importance" in call.method.needs and state.importance is not None:
+            tensors["importance"] = state.importance
         scalars = {"slope": slope, "salt": state.salt}
         tensors |= {name: value for name, value in scalars.items() if value is not None}
     return tensors if state.prompt_bias is None else {**tensors, "prompt_bias": state.prompt_bias}
@@ -67,6 +69,7 @@ def call_with(call: Call, tensors: Mapping[str, torch.Tensor], features: Sequenc
         },
         features=pairs,
         slope=tensors.get("slope"),
+        importance=tensors.get("importance"),
     )
     return replace(call, state=state, salt=tensors.get("salt"), prompt_bias=tensors.get("prompt_bias"))
 

@@ -96,6 +96,7 @@ def export(
         sizes=packaged,
         processor=processor(device),
         files={name: (folder / name).stat().st_size for name in written},
+        scales=dict(runtime.layers.scales),
     ).save(folder)
     return folder
 
@@ -117,7 +118,7 @@ def _export_size(
         grid=size.grid,
         batch=size.batch,
         text=size.text,
-        halves=size.halves("cfg" in rewriting.recipe.plan.share),
+        halves=size.halves(rewriting.recipe.reads_halves),
         schedule=rewriting.runtime.schedule(size.steps, size.grid, size.text, size.batch),
         phases=exporter.phases,
         shapes=exporter.shapes,

@@ -51,12 +51,21 @@ class RegionalExecutor:
         runtime, group = binding.runtime, binding.index // call.every_layers
         planned = {0: runtime.planned[group]} if group in runtime.planned else {}
         local = _local_state(call, binding.index, group, program.features.get(call.variant, frozenset()))
-        context = BlockContext(
-            replace(call, state=local, every_layers=1), 0, planned, self._draw(group, leaves)
+        seen = BlockContext(call, binding.index, planned)
+        # Blocks that remove differently, or make something else of a slot, are graphs of their own.
+        own = replace(
+            call,
+            state=local,
+            every_layers=1,
+            phase=replace(call.phase, remove=seen.remove),
+            removes={},
+            reduce=seen.reduce,
+            reduces={},
         )
-        key = PhaseKey.of(call)
+        context = BlockContext(own, 0, planned, self._draw(group, leaves))
+        key = PhaseKey.of(own)
         label = key.label(binding.cache.recipe)
-        compiled = self._compiled(function, (key, bool(planned), _layouts(leaves)), label)
+        compiled = self._compiled(function, (key, own.reduce, bool(planned), _layouts(leaves)), label)
         output = compiled(block, context, *leaves)
         if 0 in planned:
             runtime.planned[group] = planned[0]
@@ -93,4 +102,7 @@ def _local_state(call: Call, index: int, group: int, names: frozenset[str]) -> B
         plans={0: state.plans[group]} if group in state.plans else {},
         features={(0, name): state.features[index, name] for name in sorted(names)},
         slope=state.slope,
+        importance=state.importance
+        if call.method is not None and "importance" in call.method.needs
+        else None,
     )

@@ -26,7 +26,7 @@ class Size:
         text: Text tokens.
         steps: Denoising steps.
         cfg_halves: How many guidance halves are stacked in the batch; None: two where the recipe shares plans
-            over them and the batch is even.
+            over them, or compares them, and the batch is even.
     """
 
     grid: tuple[int, int]
@@ -82,7 +82,7 @@ def warm_up(model: torch.nn.Module, rewriting: Rewriting, size: Size) -> tuple[P
     schedule = runtime.schedule(size.steps, size.grid, size.text, size.batch)
     phases = list(distinct_phases(rewriting, schedule))
     ran: list[PhaseKey] = []
-    halves = size.halves("cfg" in recipe.plan.share)
+    halves = size.halves(recipe.reads_halves)
     handle = model.register_forward_pre_hook(lambda *_: _note(rewriting, ran))
     try:
         with (

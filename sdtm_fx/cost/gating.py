@@ -67,16 +67,17 @@ class _Gate:
         merging = sum(p.stage is not None for p in phases)
         stores = sum(p.refresh for p in phases)
         self.stores_per_step = stores / merging if merging else 0.0
-        self._known: dict[tuple[int, Level], dict[frozenset[str], Offer]] = {}
+        self._known: dict[tuple[int, Level, int], dict[frozenset[str], Offer]] = {}
         self._chosen: dict[tuple[Level, str], Offer] = {}
-        self._plans = {level: self._plan(level) for level in self.levels}
+        self._plans: dict[tuple[Level, int], float] = {}
 
     def decide(self) -> GateDecision:
         groups = self._groups()
         for level in self.levels:
             for blocks in groups:
                 offers = [list(self.offers(block, level).values()) for block in blocks]
-                for block, offer in zip(blocks, best_offers(offers, self._plans[level]), strict=True):
+                chosen = best_offers(offers, self.plan(blocks[0], level))
+                for block, offer in zip(blocks, chosen, strict=True):
                     self._chosen[level, block.path] = offer
         if self.recipe.reuse is not None:
             self._reconcile(groups)
@@ -98,7 +99,7 @@ class _Gate:
 
     def offers(self, block: MeasuredBlock, level: Level) -> dict[frozenset[str], Offer]:
         """What a block can do in a phase, by the sites that are merged."""
-        key = (id(block.program), level)
+        key = (id(block.program), level, self._own(block, level))
         if key not in self._known:
             sites = sites_of(self.recipe, level[0], block)
             self._known[key] = {
@@ -109,7 +110,7 @@ class _Gate:
     def _offer(
         self, block: MeasuredBlock, level: Level, kept: frozenset[str], sites: frozenset[str]
     ) -> Offer:
-        (stage, remove), size = level, self.size
+        stage, remove, size = level[0], self._own(block, level), self.size
         tokens, item = size.grid[0] * size.grid[1], size.dtype.itemsize
         cost = self.cost.block_cost(block, stage, sites - kept)
         if cost is None or cost.extra is None:
@@ -120,9 +121,22 @@ class _Gate:
         spent = spent + cost.extra.storing(tokens, size.batch, item) * self.stores_per_step
         return Offer(kept, self.profile.seconds(saved), self.profile.seconds(spent))
 
-    def _plan(self, level: Level) -> float:
-        """Seconds per call that the plan of a group takes, where some steps keep the one of a step before."""
-        (stage, remove), size = level, self.size
+    def _own(self, block: MeasuredBlock, level: Level) -> int:
+        """Tokens that a block removes in a phase."""
+        stage, remove = level
+        tokens = self.size.grid[0] * self.size.grid[1]
+        return self.cost.layers.remove(block.index, remove, self.recipe.stages[stage].method, tokens)
+
+    def plan(self, block: MeasuredBlock, level: Level) -> float:
+        """Seconds per call that the plan takes of the group that a block is in; its blocks remove the same."""
+        own = self._own(block, level)
+        if (level, own) not in self._plans:
+            self._plans[level, own] = self._plan(level, own)
+        return self._plans[level, own]
+
+    def _plan(self, level: Level, remove: int) -> float:
+        """The same for a number of removed tokens, where some steps keep the plan of a step before."""
+        stage, size = level[0], self.size
         whole = (self.cost.block_cost(block, stage) for block in self.cost.blocks)
         width = next((cost.width for cost in whole if cost is not None), None)
         if width is None:
@@ -146,7 +160,7 @@ class _Gate:
                     unsettled |= self._settle(block, may_grow)
                 for level in self.levels:
                     chosen = [self._chosen[level, block.path] for block in blocks]
-                    if not pays(chosen, self._plans[level]):
+                    if not pays(chosen, self.plan(blocks[0], level)):
                         self._chosen.update({(level, block.path): NOTHING for block in blocks})
                         unsettled = True
             may_grow = False  # from now on sets only shrink, so this ends
@@ -165,7 +179,7 @@ class _Gate:
                 if not offer.sites or block.program.features.get(variant, frozenset()) <= stored:
                     continue
                 together = offers.get(kept & sites, NOTHING)
-                grows = may_grow and together.sites != offer.sites and together.net >= self._plans[level]
+                grows = may_grow and together.sites != offer.sites and together.net >= self.plan(block, level)
                 self._chosen[level, block.path] = together if grows else NOTHING
                 changed = True
         return changed
@@ -209,7 +223,7 @@ class _Gate:
         for block in blocks:
             chosen, offers = self._chosen[level, block.path], self.offers(block, level)
             others = any(self._chosen[level, b.path].sites for b in blocks if b is not block)
-            plan = 0.0 if others else self._plans[level]
+            plan = 0.0 if others else self.plan(block, level)
             for site in (
                 s for s in self.recipe.stages[level[0]].sites if s in sites_of(self.recipe, level[0], block)
             ):

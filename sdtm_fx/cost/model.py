@@ -13,6 +13,7 @@ from sdtm_fx.cost.counter import Macs
 from sdtm_fx.cost.planning import plan_macs
 from sdtm_fx.cost.saving import BlockCost, measure_block
 from sdtm_fx.cost.trial import Trial
+from sdtm_fx.layer_rates import LayerRates
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewriting.programs import Program
 
@@ -52,6 +53,7 @@ class CostModel:
         grid: (height, width) in tokens of the example calls.
         text: Text tokens of the example calls.
         with_extra: Whether what is no product is counted too, for the cost gate.
+        layers: What blocks remove that differ from the rest.
     """
 
     recipe: Recipe
@@ -59,6 +61,7 @@ class CostModel:
     grid: tuple[int, int]
     text: int
     with_extra: bool = False
+    layers: LayerRates = field(default_factory=LayerRates)
     _measured: dict[tuple[int, int, frozenset[str]], BlockCost | None] = field(
         default_factory=dict, repr=False
     )
@@ -99,23 +102,25 @@ class CostModel:
             stage: Index of the stage.
             grid: (height, width) in tokens.
             text: Text tokens.
-            remove: Tokens removed at each site.
+            remove: Tokens that the phase removes at each site.
             batch: Samples in the call.
             left_out: Sites that the cost gate leaves dense, by path of the block.
         """
         method, tokens = self.recipe.stages[stage].method, grid[0] * grid[1]
-        total, planning = Macs(), None
+        total, planning = Macs(), dict[int, Macs]()
         groups: set[int] = set()
         for block in self.blocks:
             cost = self.block_cost(block, stage, (left_out or {}).get(block.path, frozenset()))
             if cost is None:
                 continue
-            total = total + cost.saving.at(tokens, text, remove) * batch
+            own = self.layers.remove(block.index, remove, method, tokens)
+            total = total + cost.saving.at(tokens, text, own) * batch
             group = block.index // self.recipe.plan.every_layers
             if group not in groups:
                 groups.add(group)
-                planning = planning or plan_macs(method, grid, text, cost.width, remove)
-                total = total - planning * (1 if "batch" in self.recipe.plan.share else batch)
+                if own not in planning:
+                    planning[own] = plan_macs(method, grid, text, cost.width, own)
+                total = total - planning[own] * (1 if "batch" in self.recipe.plan.share else batch)
         return total
 
     def step_cost(self, grid: tuple[int, int], text: int) -> Callable[[int | None, int], float]:

@@ -31,6 +31,7 @@ def plan_macs(method: Method, grid: tuple[int, int], text: int, width: int, remo
             grid,
             torch.empty(1, tokens, dtype=torch.int32) if "ages" in method.needs else None,
             torch.empty(1, tokens) if reads_attention else None,
+            importance=torch.empty(1, tokens) if "importance" in method.needs else None,
         )
         with MacCounter() as counter:
             method.plan(view, remove)
@@ -97,7 +98,8 @@ def plan_effort(
     reads_attention = "attention" in method.wants()
     counter = EffortCounter()
     with torch.no_grad(), FakeTensorMode():
-        call = model_call(recipe, stage, Variant(stage=stage), grid, remove, BranchState())
+        state = BranchState(importance=torch.zeros(batch, tokens))
+        call = model_call(recipe, stage, Variant(stage=stage), grid, remove, state)
         call = replace(call, halves=2 if "cfg" in recipe.plan.share and batch % 2 == 0 else 1)
         metric = torch.empty(batch, tokens, width, dtype=dtype)
         with counter.counting():

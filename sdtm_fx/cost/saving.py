@@ -1,9 +1,10 @@
 """What merging saves, at any size, from one small measurement.
 
 Removing R of N image tokens saves linear work in proportion to R, and attention over a sequence of L = N + T tokens
-(T text tokens) in proportion to L^2 - (L - R)^2. The factors are counted once per block structure, by running its
-graphs on fake tensors for two values of R; sizes enter afterwards. A skipped site may leave out its text tokens too:
-how much of its linear work runs on text, the lengths of the sequences tell.
+(T text tokens) in proportion to L^2 - (L - R)^2; attention of image tokens to text alone, in proportion to R T. The
+factors are counted once per block structure, by running its graphs on fake tensors for two values of R; sizes enter
+afterwards. A skipped site may leave out its text tokens too: how much of its linear work runs on text, the lengths of
+the sequences tell.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from sdtm_fx.cost.extra import Extra, fit_extra
 from sdtm_fx.cost.planning import score_macs
 from sdtm_fx.cost.trial import Trial
 
+_ROUNDING = 1e-9  # what the quotients of two whole numbers of MACs may differ by
+
 
 @dataclass(frozen=True)
 class Saving:
@@ -33,6 +36,8 @@ class Saving:
             remain, where a skipped site computes no text either.
         skips_text: Whether attention among the text tokens is saved as well.
         fixed: MACs of linear layers per sample that are saved whatever the size: modulations of what is skipped.
+        cross: MACs per removed token and text token, where image tokens attend to text alone; per removed token where
+            the call has no text.
     """
 
     linear: float
@@ -41,13 +46,15 @@ class Saving:
     text_linear: float = 0.0
     skips_text: bool = False
     fixed: float = 0.0
+    cross: float = 0.0
 
     def at(self, tokens: int, text: int, remove: int) -> Macs:
         """MACs saved per sample by removing `remove` of `tokens` image tokens beside `text` text tokens."""
         sequence = tokens + self.text_share * text
         left = 0.0 if self.skips_text else sequence - remove
         linear = self.linear * remove + self.text_linear * text + self.fixed
-        return Macs(linear, linear + self.attention * (sequence**2 - left**2))
+        attention = self.attention * (sequence**2 - left**2) + self.cross * remove * (text or 1)
+        return Macs(linear, linear + attention)
 
 
 @dataclass(frozen=True)
@@ -135,8 +142,11 @@ def _fit(saved: dict[int, Macs], batch: int, tokens: int, text: int) -> Saving:
     if few == many:
         sequence = float(tokens + text)
         return Saving(linear, more.attention / batch / (2 * sequence * many - many**2), 1.0)
-    attention = (less.attention / few - more.attention / many) / (many - few)
-    sequence = (more.attention / many / attention + many) / 2
+    steep, flat = less.attention / few, more.attention / many
+    if steep - flat <= _ROUNDING * flat:  # in proportion: the removed tokens were queries only
+        return Saving(linear, 0.0, 0.0, cross=flat / batch / (text or 1))
+    attention = (steep - flat) / (many - few)
+    sequence = (flat / attention + many) / 2
     return Saving(linear, attention / batch, (sequence - tokens) / text if text else 0.0)
 
 

@@ -91,7 +91,9 @@ class Trial:
         with self.sequence.device:
             ages = torch.zeros(rows, tokens, dtype=torch.int32) if "ages" in method.needs else None
             attention = torch.zeros(rows, tokens) if "attention" in method.needs else None
-            view = TokenView(torch.zeros(rows, tokens, 8), self.grid, ages, attention)
+            importance = torch.zeros(rows, tokens) if "importance" in method.needs else None
+            metric = torch.zeros(rows, tokens, 8)
+            view = TokenView(metric, self.grid, ages, attention, importance=importance)
         return {0: method.plan(view, remove)}
 
     @property

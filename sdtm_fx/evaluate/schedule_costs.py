@@ -92,6 +92,8 @@ class Costs:
         if not remove:
             return 0.0
         method, size = self.model.recipe.stages[stage].method, self.size
+        if self.model.layers.scales:  # rounded per layer, the cost is no polynomial
+            return self.model.saved(stage, size.grid, size.text, remove, batch).total
         if (stage, batch) not in self._known:
             unit, most = method.quantum(), method.capacity(size.grid)
             counts = (unit, most // unit // 2 * unit, most) if method.merges else (most,)

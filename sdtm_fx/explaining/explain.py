@@ -128,12 +128,18 @@ def _site_reports(
     reports = []
     for index, phase in enumerate(schedule.phases):
         for block in cost.blocks:
+            own = phase.remove
+            if phase.stage is not None:
+                method = recipe.stages[phase.stage].method
+                own = cost.layers.remove(block.index, own, method, schedule.tokens)
             out = _left_out(decision, phase).get(block.path, frozenset())
             measured = None if phase.stage is None else cost.block_cost(block, phase.stage, out)
             for place in block.program.places:
                 spec, path = recipe.sites[place.site_index], f"{block.path}.{place.local}"
                 skipped = _why_skipped(rewriting, block.program.functions, phase, spec.id, out)
-                removed = 0 if skipped else phase.remove
+                if skipped is None and not own:
+                    skipped = "its share of what this phase removes rounds to none"
+                removed = 0 if skipped else own
                 after: Macs | None = dense[path]
                 if removed and measured is not None:
                     saving = measured.sites.get(place.local)

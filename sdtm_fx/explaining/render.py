@@ -57,7 +57,7 @@ def render(e: Explanation) -> RenderableType:
 def _site_table(e: Explanation) -> Table:
     """Merged sites only; sites that a phase leaves alone are named, with the reason, in `_left_alone`."""
     table = Table("phase", "modules", "tokens", "GMACs each", title="Merged sites")
-    for (phase, _), sites in _by_phase_and_site(e).items():
+    for (phase, *_), sites in _alike(e).items():
         first = sites[0]
         if e.phases[phase].removed == 0 or first.skipped is not None:
             continue
@@ -83,16 +83,17 @@ def _gate_table(e: Explanation) -> Table:
 
 def _left_alone(e: Explanation) -> list[str]:
     lines: dict[str, None] = {}
-    for (phase, name), sites in _by_phase_and_site(e).items():
+    for (phase, name, *_), sites in _alike(e).items():
         if e.phases[phase].removed and sites[0].skipped is not None:
             lines[f"{name}: {_paths([s.path for s in sites])} not merged: {sites[0].skipped}"] = None
     return list(lines)
 
 
-def _by_phase_and_site(e: Explanation) -> dict[tuple[int, str], list[SiteReport]]:
-    groups: dict[tuple[int, str], list[SiteReport]] = {}
+def _alike(e: Explanation) -> dict[tuple[int, str, int, str | None], list[SiteReport]]:
+    """The sites of a phase by what is merged there: blocks may remove differently, or be left out."""
+    groups: dict[tuple[int, str, int, str | None], list[SiteReport]] = {}
     for site in e.sites:
-        groups.setdefault((site.phase, site.site), []).append(site)
+        groups.setdefault((site.phase, site.site, site.tokens_after, site.skipped), []).append(site)
     return groups
 
 

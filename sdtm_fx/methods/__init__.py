@@ -11,12 +11,16 @@ from torch import Tensor
 
 from sdtm_fx.errors import PlanError, nearest
 from sdtm_fx.methods.base import Method, OptionError, TokenView
+from sdtm_fx.methods.ca_tome import CAToMe
 from sdtm_fx.methods.fidm import FIDM
 from sdtm_fx.methods.idm import IDM
+from sdtm_fx.methods.importance import Importance
 from sdtm_fx.methods.local_match import LocalMatch
 from sdtm_fx.methods.random import Random
+from sdtm_fx.methods.sito import SiTo
 from sdtm_fx.methods.skip import Skip
 from sdtm_fx.methods.ssm import SSM
+from sdtm_fx.methods.tofu import ToFu
 from sdtm_fx.methods.tome import ToMe
 from sdtm_fx.methods.uniform import Uniform
 from sdtm_fx.plan import MergePlan
@@ -27,11 +31,15 @@ __all__ = [
     "METHODS",
     "SSM",
     "AnyMethod",
+    "CAToMe",
+    "Importance",
     "LocalMatch",
     "Method",
     "OptionError",
     "Random",
+    "SiTo",
     "Skip",
+    "ToFu",
     "ToMe",
     "TokenView",
     "Uniform",
@@ -46,6 +54,10 @@ METHODS: Mapping[str, type[Method]] = MappingProxyType(
         "fidm": FIDM,
         "local_match": LocalMatch,
         "tome": ToMe,
+        "tofu": ToFu,
+        "ca_tome": CAToMe,
+        "sito": SiTo,
+        "importance": Importance,
         "random": Random,
         "uniform": Uniform,
         "skip": Skip,
@@ -54,7 +66,8 @@ METHODS: Mapping[str, type[Method]] = MappingProxyType(
 """The methods by the name that recipes use."""
 
 AnyMethod = Annotated[
-    SSM | IDM | FIDM | LocalMatch | ToMe | Random | Uniform | Skip, Field(discriminator="name")
+    SSM | IDM | FIDM | LocalMatch | ToMe | ToFu | CAToMe | SiTo | Importance | Random | Uniform | Skip,
+    Field(discriminator="name"),
 ]
 """The type of a recipe's `method` key; `name` says which one it is."""
 
@@ -67,6 +80,7 @@ def plan_merge(
     remove: int,
     ages: Tensor | None = None,
     attention: Tensor | None = None,
+    importance: Tensor | None = None,
     salt: int | Tensor = 0,
     **options: object,
 ) -> MergePlan:
@@ -79,6 +93,7 @@ def plan_merge(
         remove: How many tokens go.
         ages: [B, N] int32, steps since each token was last alone in its slot.
         attention: [B, N] float, attention received by each token (`idm` needs it).
+        importance: [B, N] float, what guidance changes at each token (`importance` needs it).
         salt: Counter from which methods draw what they choose at random.
         **options: Options of the named method.
 
@@ -86,7 +101,9 @@ def plan_merge(
         PlanError: No such method or option, or the plan is out of reach.
     """
     chosen = _make_method(method, options)
-    view = TokenView(metric=metric, grid=grid, ages=ages, attention=attention, salt=salt)
+    view = TokenView(
+        metric=metric, grid=grid, ages=ages, attention=attention, salt=salt, importance=importance
+    )
     return chosen.plan(view, remove)
 
 

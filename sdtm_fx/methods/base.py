@@ -35,6 +35,8 @@ class TokenView:
         ages: [B, N] int32, steps since each token was last alone in its slot, or None.
         attention: [B, N] float, attention received by each token, or None.
         salt: Counter for hashing: mixes seed, step and layer. An int or a 0-d int64 tensor.
+        importance: [B, N] float, how much guidance changed the model's output at each token in the step
+            before, or None.
     """
 
     metric: Tensor
@@ -42,6 +44,7 @@ class TokenView:
     ages: Tensor | None = None
     attention: Tensor | None = None
     salt: int | Tensor = 0
+    importance: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +57,8 @@ class Method(ABC):
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
     needs: ClassVar[frozenset[str]] = frozenset()
-    """What the method reads beside the tokens: a subset of {"ages", "attention"}. Ages may be missing."""
+    """What the method reads beside the tokens: a subset of {"ages", "attention", "importance"}. Ages may be
+    missing."""
     merges: ClassVar[bool] = True
     """Whether sites run on fewer tokens, by a plan; otherwise nothing is computed there and there is no plan."""
 
@@ -79,6 +83,21 @@ class Method(ABC):
     def probes(self) -> int | None:
         """Return how many image queries tell the attention that tokens receive; None for all of them."""
         return None
+
+    def count_above(self, view: TokenView, threshold: float) -> Tensor:
+        """Return how many tokens would go if everything with a score of `threshold` or more did.
+
+        This is what an adaptive threshold (SDTM*) counts; turning it into a static number is the caller's.
+
+        Returns:
+            [B] int64, on the device of the tokens.
+
+        Raises:
+            PlanError: The method scores nothing that a threshold could be laid on.
+        """
+        raise PlanError(
+            f"{self.name}: found a threshold; accepted a ratio, this method has no score of its own"
+        )
 
     def plan(self, view: TokenView, remove: int) -> MergePlan:
         """Choose which tokens share a slot.
@@ -113,7 +132,8 @@ class Method(ABC):
                 f"{self.name}: found tokens of shape {shape} on a {height}x{width} grid; "
                 f"accepted [batch, {height * width}, width]"
             )
-        for what, values in (("ages", view.ages), ("attention", view.attention)):
+        for what in ("ages", "attention", "importance"):
+            values = getattr(view, what)
             if values is not None and tuple(values.shape) != shape[:2]:
                 raise PlanError(
                     f"{self.name}: found {what} of shape {tuple(values.shape)}; accepted {list(shape[:2])}, "

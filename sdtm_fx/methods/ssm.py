@@ -94,9 +94,7 @@ class SSM(Method):
         return alike if self.select == "similar" else -alike
 
     def count_above(self, view: TokenView, threshold: float) -> Tensor:
-        """Return how many tokens go when every window with a score of `threshold` or more is merged.
-
-        This is what an adaptive threshold (SDTM*) counts; turning it into a static number is the caller's.
+        """Return how many tokens go when every window with a score of `threshold` or more is merged (SDTM*).
 
         Returns:
             [B] int64, on the device of the tokens.

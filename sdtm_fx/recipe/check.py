@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from sdtm_fx.errors import nearest
-from sdtm_fx.methods import SSM, Method, Skip
+from sdtm_fx.methods import METHODS, SSM, Method, Skip
 from sdtm_fx.recipe.match import compile_match
 from sdtm_fx.recipe.problems import KeyPath, Problem, misfit, show_choices
 from sdtm_fx.recipe.ratio import Ratio, ThresholdRatio, peak
@@ -30,6 +30,8 @@ def find_problems(recipe: Recipe) -> tuple[Problem, ...]:
         *_check_ratios(recipe),
         *_check_reuse(recipe),
         *_check_sharing(recipe),
+        *_check_layers(recipe),
+        *_check_importance(recipe),
     )
 
 
@@ -64,6 +66,7 @@ def _check_matches(recipe: Recipe) -> Iterator[Problem]:
         for index, layer in enumerate(recipe.keep_dense.layers)
         if isinstance(layer, str)
     ]
+    patterns += [(("layers", index, "match"), rule.match) for index, rule in enumerate(recipe.layers)]
     for path, pattern in patterns:
         try:
             compile_match(pattern)
@@ -126,12 +129,13 @@ def _check_reach(
             path, f"a ratio of up to {peak(ratio):g}", f"{reach} (give the stage its own ratio or window)"
         )
     if isinstance(ratio, ThresholdRatio):
-        accepted = "a threshold only for methods that score windows: ssm"
-        if not isinstance(method, SSM):
+        counting = [name for name, kind in METHODS.items() if kind.count_above is not Method.count_above]
+        accepted = f"a threshold only for methods that score what they merge: {', '.join(counting)}"
+        if method.name not in counting:
             yield misfit(path, f"a threshold for method {method.name}", accepted)
-        elif method.select != "similar":
+        elif isinstance(method, SSM) and method.select != "similar":
             found = f"a threshold for windows that are selected as {method.select!r}"
-            yield misfit(path, found, f"{accepted} with select 'similar'")
+            yield misfit(path, found, "ssm with select 'similar', whose windows have a score to compare")
 
 
 def _check_reuse(recipe: Recipe) -> Iterator[Problem]:
@@ -163,3 +167,32 @@ def _check_sharing(recipe: Recipe) -> Iterator[Problem]:
                 f"{merged[0]!r}, whose rotary tables have no batch axis, with a plan per sample",
                 "plan.share with 'batch'",
             )
+
+
+def _check_layers(recipe: Recipe) -> Iterator[Problem]:
+    skips = any(isinstance(stage.method, Skip) for stage in recipe.stages)
+    for index, rule in enumerate(recipe.layers):
+        if rule.scale is None and rule.reduce is None:
+            yield misfit(("layers", index), "a rule that changes nothing", "scale, reduce, or both")
+        if rule.scale is not None and 0 < rule.scale < 1 and skips:
+            yield misfit(
+                ("layers", index, "scale"),
+                f"{rule.scale:g} in a recipe with a stage that skips",
+                "0 or 1 there: skip forecasts a site as a whole",
+            )
+    for index, stage in enumerate(recipe.stages):
+        if stage.reduce is not None and not stage.method.merges:
+            path = ("stages", index, "reduce")
+            yield misfit(
+                path, f"{stage.reduce!r} for method {stage.method.name}", "no reduce: it merges nothing"
+            )
+
+
+def _check_importance(recipe: Recipe) -> Iterator[Problem]:
+    keep = recipe.keep_dense
+    if "importance" in recipe.stages[0].method.wants() and keep.first_steps == 0 and keep.every_steps is None:
+        yield misfit(
+            ("keep_dense", "first_steps"),
+            f"0 with method {recipe.stages[0].method.name}, which reads the output of the step before",
+            "1 or more",
+        )

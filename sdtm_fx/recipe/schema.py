@@ -15,12 +15,14 @@ from sdtm_fx.methods import AnyMethod
 from sdtm_fx.recipe.check import find_problems
 from sdtm_fx.recipe.dump import write_yaml
 from sdtm_fx.recipe.extend import plain_source, read_file, read_named, resolve
+from sdtm_fx.recipe.layers import LayerRule, without_younger
 from sdtm_fx.recipe.merge import merge, nested
 from sdtm_fx.recipe.part import Count, Label, Part, Positive, RecipeName, Text
 from sdtm_fx.recipe.ratio import Ratio
 from sdtm_fx.recipe.tokens import Input, Tokens
 from sdtm_fx.recipe.validate import validate
 from sdtm_fx.recipe.yaml_source import Source, read_yaml
+from sdtm_fx.reductions import Reduce
 
 
 class SiteSpec(Part):
@@ -40,6 +42,9 @@ class SiteSpec(Part):
     """Argument of the block whose length is the number of leading tokens that are not image."""
     rotary: Text | None = None
     """Argument of the module that carries the rotary tables (cos, sin), [sequence, channels] each."""
+    metric: Text | None = None
+    """Argument of the block that tokens are compared by, image tokens alone; absent: what reaches the module. All
+    sites of a block share the plan of the first."""
     expect: Positive | None = None
     """Exact number of modules that match; absent: at least one."""
 
@@ -57,6 +62,8 @@ class Stage(Part):
     """What decides which tokens are merged, with its options."""
     ratio: Ratio | None = None
     """Ratio in this stage; absent: the ratio of the recipe."""
+    reduce: Reduce | None = None
+    """What becomes of the tokens of a slot; absent: as the method has it, which is their mean unless it says else."""
 
 
 class KeepDense(Part):
@@ -157,6 +164,8 @@ class Recipe(Part):
     """Fraction of the image tokens that is removed, over the steps."""
     keep_dense: KeepDense = KeepDense()
     """Steps and layers that are left as they are."""
+    layers: tuple[LayerRule, ...] = ()
+    """Blocks that remove less than the others, or make something else of a slot."""
     reuse: Reuse | None = None
     """What merged positions take from earlier dense steps; absent: copies of their slot, as in the paper."""
     plan: PlanSharing = PlanSharing()
@@ -232,6 +241,15 @@ class Recipe(Part):
         """Validate data whose `extends` is already resolved, and blame the lines it was written on."""
         return validate(cls, source)
 
+    def wants(self, what: str) -> bool:
+        """Whether the method of some stage reads something beside the tokens, for instance "attention"."""
+        return any(what in stage.method.wants() for stage in self.stages)
+
+    @property
+    def reads_halves(self) -> bool:
+        """Whether it matters that a batch stacks guidance halves."""
+        return "cfg" in self.plan.share or self.wants("importance")
+
     def to_data(self) -> dict[str, Any]:
         """Return the recipe as plain data, every default written out."""
         return self.model_dump(mode="json")
@@ -242,10 +260,9 @@ class Recipe(Part):
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of the content: equal for equal recipes, however they were written."""
-        data = self.to_data()
-        if data["gate"] == "auto":
-            del data["gate"]  # younger than version 1: recipes that say nothing keep the hash that they had
-        text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        text = json.dumps(
+            without_younger(self.to_data()), sort_keys=True, separators=(",", ":"), ensure_ascii=True
+        )
         return hashlib.sha256(text.encode()).hexdigest()
 
     def override(self, changes: Mapping[str, Any] | None = None, /, **sections: Any) -> Recipe:

@@ -23,6 +23,7 @@ from sdtm_fx.errors import NothingMatched
 from sdtm_fx.recipe.match import compile_match
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.recipe.tokens import FixedGrid
+from sdtm_fx.rewriting.layers import layer_rates, scales_of
 from sdtm_fx.rewriting.programs import ProgramCache
 from sdtm_fx.rewriting.rewriting import Rewriting
 from sdtm_fx.rewriting.work import SitePlace
@@ -53,13 +54,14 @@ def prepare(model: torch.nn.Module, recipe: Recipe, example: Mapping[str, Any] |
     outer = capture_outer(model, places, _example(model, recipe, size, example))
     order = list(dict.fromkeys(call.path for call in outer.calls))
     kept = _kept_blocks(recipe, order)
+    layers = layer_rates(recipe, order, kept)
     cache = ProgramCache(recipe)
     blocks = _rewrite_blocks(model, recipe, outer, places, order, kept, cache)
     measured_by_size = example is None and not isinstance(recipe.tokens.grid, FixedGrid)
     grid = size.grid if measured_by_size else GridReader(recipe.tokens.grid).read(example or {})
     profiles = load_profiles() if recipe.gate == "auto" else {}
     cost = CostModel(
-        recipe, tuple(blocks.values()), grid, text_length(recipe, outer.arguments), bool(profiles)
+        recipe, tuple(blocks.values()), grid, text_length(recipe, outer.arguments), bool(profiles), layers
     )
     for block in cost.blocks if profiles else ():
         add_variants(recipe, cache, block)
@@ -70,7 +72,7 @@ def prepare(model: torch.nn.Module, recipe: Recipe, example: Mapping[str, Any] |
             _measure_subsets(recipe, cost, block, stage, profiles)
     schedules = Schedules(recipe, cost, cache.refreshes, profiles)
     groups = tuple({block.index // recipe.plan.every_layers: None for block in cost.blocks})
-    runtime = Runtime(recipe, Clock(), Signature.of(type(model).forward), schedules, groups=groups)
+    runtime = Runtime(recipe, Clock(), Signature.of(type(model).forward), schedules, groups, layers)
     return Rewriting(
         recipe=recipe,
         runtime=runtime,
@@ -133,7 +135,8 @@ def _rewrite_blocks(
             blocks[call.path, call.key] = MeasuredBlock(call.path, block, program, call.leaves, index)
     if not blocks:
         raise NothingMatched(
-            f"recipe {recipe.name!r}: keep_dense.layers keeps every block; nothing is left to merge"
+            f"recipe {recipe.name!r}: keep_dense.layers and layers with scale 0 keep every block; "
+            "nothing is left to merge"
         )
     return blocks
 
@@ -154,7 +157,7 @@ def _bind(
 
 
 def _kept_blocks(recipe: Recipe, order: list[str]) -> set[str]:
-    kept: set[str] = set()
+    kept = {path for path, scale in scales_of(recipe, order).items() if scale == 0}
     for layer in recipe.keep_dense.layers:
         if isinstance(layer, int):
             if not -len(order) <= layer < len(order):

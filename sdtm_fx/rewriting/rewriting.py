@@ -236,7 +236,7 @@ def _begin(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 
 
 def _end(model: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    model.__dict__[ATTRIBUTE].runtime.end()
+    model.__dict__[ATTRIBUTE].runtime.end(output)
 
 
 @contextlib.contextmanager

@@ -48,8 +48,10 @@ def lay_out_plans(call: Call, groups: Sequence[int], batch: int, device: torch.d
         return
     state.held = stage, remove
     if state.held not in state.laid_out:
-        shape = _plan_of(call.method, call.grid, _rows(call, batch), remove)
-        state.laid_out[state.held] = {group: _empty(shape, device) for group in groups}
+        method, rows = call.method, _rows(call, batch)
+        removed = {group: call.removed_in(group) for group in groups}
+        shapes = {count: _plan_of(method, call.grid, rows, count) for count in set(removed.values())}
+        state.laid_out[state.held] = {group: _empty(shapes[removed[group]], device) for group in groups}
     state.plans = state.laid_out[state.held]
 
 
@@ -67,6 +69,7 @@ def _plan_of(method: Method, grid: tuple[int, int], rows: int, remove: int) -> M
             grid=grid,
             ages=torch.empty(rows, tokens, dtype=torch.int32) if "ages" in method.needs else None,
             attention=torch.empty(rows, tokens) if "attention" in method.needs else None,
+            importance=torch.empty(rows, tokens) if "importance" in method.needs else None,
         )
         return method.plan(view, remove)
 

@@ -33,12 +33,12 @@ def plan_tokens(ctx: BlockContext, metric: torch.Tensor, attention: torch.Tensor
     call, group = ctx.call, ctx.group
     planned = ctx.planned.get(group)
     if planned is not None:
-        return planned  # type: ignore[return-value]
+        return planned.reduced_by(ctx.reduce)  # type: ignore[attr-defined, no-any-return]
     plan = _kept_plan(ctx)
     advances = call.advance_ages and not call.one_age_counter
     if plan is None:
         view = _view(ctx, metric, attention)
-        plan = call.method.plan(view, call.phase.remove)  # type: ignore[union-attr]
+        plan = call.method.plan(view, ctx.remove)  # type: ignore[union-attr]
         if call.threshold is not None:
             call.state.above[group] = call.method.count_above(view, call.threshold).amin()  # type: ignore[union-attr]
         if call.keep_plans:
@@ -50,13 +50,13 @@ def plan_tokens(ctx: BlockContext, metric: torch.Tensor, attention: torch.Tensor
     if not call.share_batch and call.halves > 1:
         plan = plan.repeat(call.halves)
     ctx.planned[group] = plan
-    return plan
+    return plan.reduced_by(ctx.reduce)
 
 
 def _kept_plan(ctx: BlockContext) -> MergePlan | None:
     """The plan of an earlier step, where this step reuses it and it removes as much."""
     plan = ctx.call.state.plans.get(ctx.group)
-    if ctx.call.phase.fresh_plan or plan is None or plan.removed != ctx.call.phase.remove:
+    if ctx.call.phase.fresh_plan or plan is None or plan.removed != ctx.remove:
         return None
     return plan
 
@@ -65,12 +65,21 @@ def _age_key(ctx: BlockContext) -> int:
     return 0 if ctx.call.one_age_counter else ctx.group
 
 
-def measure_tokens(ctx: BlockContext, tokens: torch.Tensor, prefix: int) -> torch.Tensor:
-    """On a dense step of SDTM*, count what could be merged, and hand the tokens on unchanged."""
+def measure_tokens(
+    ctx: BlockContext, tokens: torch.Tensor, prefix: int, metric: torch.Tensor | None = None
+) -> torch.Tensor:
+    """On a dense step of SDTM*, count what could be merged, and hand the tokens on unchanged.
+
+    Args:
+        ctx: The block in the current call.
+        tokens: What reaches the site, [B, T + N, D].
+        prefix: T, tokens in front of the image.
+        metric: What image tokens are compared by, [B, N, D], where that is not `tokens`.
+    """
     call = ctx.call
     if ctx.group not in ctx.planned:
-        view = _view(ctx, tokens[:, prefix:], None)
-        above = call.method.count_above(view, call.threshold)  # type: ignore[union-attr]
+        view = _view(ctx, tokens[:, prefix:] if metric is None else metric, None)
+        above = call.method.count_above(view, call.threshold)  # type: ignore[union-attr, arg-type]
         call.state.above[ctx.group] = ctx.planned[ctx.group] = above.amin()
     return tokens
 
@@ -92,8 +101,11 @@ def _view(ctx: BlockContext, metric: torch.Tensor, attention: torch.Tensor | Non
         if key not in call.state.ages:
             call.state.ages[key] = torch.zeros(metric.shape[:2], dtype=torch.int32, device=metric.device)
         ages = call.state.ages[key]
+    importance = None
+    if "importance" in call.method.needs and call.state.importance is not None:  # type: ignore[union-attr]
+        importance = _shared(call.state.importance, call.share_batch, call.halves)
     salt = 0 if call.salt is None else combine(call.salt, ctx.group if ctx.draw is None else ctx.draw)
-    return TokenView(metric, call.grid, ages, attention, salt)
+    return TokenView(metric, call.grid, ages, attention, salt, importance)
 
 
 def _shared(values: torch.Tensor, whole_batch: bool, halves: int) -> torch.Tensor:

@@ -15,13 +15,16 @@ from sdtm_fx.capture.example import text_length
 from sdtm_fx.clock import Clock, Moment
 from sdtm_fx.clock_sources import ManualSteps
 from sdtm_fx.cost.decision import GateDecision
+from sdtm_fx.errors import PlanError
 from sdtm_fx.hashing import combine
+from sdtm_fx.layer_rates import LayerRates
 from sdtm_fx.phase import Phase, Schedule
 from sdtm_fx.recipe.ratio import ThresholdRatio
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewriting.programs import dense_variant
 from sdtm_fx.runtime.call import BlockContext, Call, Variant
 from sdtm_fx.runtime.grid import GridReader
+from sdtm_fx.runtime.guidance import guidance_change
 from sdtm_fx.runtime.layout import lay_out_ages, lay_out_plans
 from sdtm_fx.runtime.refreshes import next_stage
 from sdtm_fx.runtime.schedules import CallSize
@@ -53,6 +56,7 @@ class Runtime:
         signature: Parameters of the model's forward.
         schedules: Say which phase each step runs.
         groups: The plan groups of the rewritten blocks.
+        layers: What blocks remove, and make of a slot, that differ from the rest.
         state: What lives across steps.
         static: Whether state is laid out before the blocks run and stays where it is, as compiled code asks for.
         marks_steps: Whether CUDA graphs are told that a call starts, and may write over the outputs of the last.
@@ -68,6 +72,7 @@ class Runtime:
     signature: Signature
     schedules: Scheduler
     groups: tuple[int, ...] = ()
+    layers: LayerRates = field(default_factory=LayerRates)
     static: bool = False
     marks_steps: bool = False
     rehearses: bool = False
@@ -81,6 +86,8 @@ class Runtime:
     def __post_init__(self) -> None:
         self.grid = GridReader(self.recipe.tokens.grid)
         self.device: torch.device | None = None
+        self._reads_importance = self.recipe.wants("importance")
+        self._hands_importance_on = False
         self._generation: int | None = None
         self._evaluation: tuple[int, int] | None = None
         self._calls_in_evaluation = 0
@@ -130,13 +137,17 @@ class Runtime:
         batch = tensor.shape[0]
         self.device = tensor.device
         starts = self._note_time(moment)
-        halves = self._halves(batch)
+        stacked = self._stacked(batch)
+        halves = stacked if "cfg" in self.recipe.plan.share else 1
         branch = (0 if self.rehearses else self.context_name or self._calls_in_evaluation, batch, grid)
         self._calls_in_evaluation += 1
         state = self.state.branch(branch)
         self.moment = moment
         self.last = CallSize(moment.count, grid, batch, text_length(self.recipe, arguments))
         self.call = self._make_call(moment, self.last, branch, state, halves, tensor.device)
+        self._hands_importance_on = self._reads_importance and stacked == 2
+        if "importance" in _wanted(self.call):
+            self._check_importance(state, stacked)
         self.planned = {}
         return starts
 
@@ -159,10 +170,18 @@ class Runtime:
         """Whether the pipeline in charge stacks CFG halves in one batch right now; a bare model cannot say."""
         return bool(getattr(self.clock.pipeline, "do_classifier_free_guidance", False))
 
-    def end(self) -> None:
-        """Leave the call; blocks that are called on their own then run their own forward."""
-        self.call = None
-        self.planned = {}
+    def end(self, output: Any = None) -> None:
+        """Leave the call; blocks that are called on their own then run their own forward.
+
+        Args:
+            output: What the model returned, None where it failed.
+
+        Raises:
+            PlanError: The next call is to read scores off the output, and it is nothing they could be read off.
+        """
+        call, self.call, self.planned = self.call, None, {}
+        if call is not None and output is not None and self._hands_importance_on:
+            call.state.set_importance(guidance_change(output, call.grid))
 
     def _note_time(self, moment: Moment) -> bool:
         starts = moment.generation != self._generation
@@ -175,15 +194,26 @@ class Runtime:
             self._calls_in_evaluation = 0
         return starts
 
-    def _halves(self, batch: int) -> int:
-        """CFG halves stacked in this call's batch, where they share a plan."""
-        if "cfg" not in self.recipe.plan.share:
-            return 1
+    def _stacked(self, batch: int) -> int:
+        """CFG halves stacked in this call's batch."""
         if self.manual_halves is not None:
             return self.manual_halves
         # A second call in one step (skip-layer guidance) and calls in a named context hold one half only.
         stacked = self._calls_in_evaluation == 0 and self.context_name is None and self.guided()
         return 2 if stacked and batch % 2 == 0 else 1
+
+    def _check_importance(self, state: BranchState, stacked: int) -> None:
+        """Refuse to plan by scores that no call has handed on; a rehearsal takes what is there."""
+        if state.has_importance or self.rehearses:
+            return
+        why = (
+            "no call came before this one, and a step that is kept dense has to (keep_dense.first_steps: 1)"
+            if stacked == 2
+            else "this call holds no two guidance halves in one batch: the model runs without guidance "
+            "(guidance-distilled models do), or its halves are separate calls; in a loop of your own, say so by "
+            "sdtm_fx.steps(model, count, cfg_halves=2)"
+        )
+        raise PlanError(f"importance: found no scores of the step before; {why}")
 
     def _make_call(
         self,
@@ -222,11 +252,18 @@ class Runtime:
             threshold=ratio.threshold if isinstance(ratio, ThresholdRatio) else None,
             salt=state.salt,
             prompt_bias=state.prompt_bias,
+            reduce=None if stage is None else stage.reduce,
+            reduces=self.layers.reduces,
             gated={} if decision is None else decision.variants(variant, phase.remove),
             gated_stores={}
             if decision is None or served is None
             else decision.variants(dense_variant(recipe, served), 0),
         )
+        if stage is not None and phase.stage is not None:
+            removes = self.layers.removes(phase.remove, stage.method, size.grid[0] * size.grid[1])
+            call = replace(call, removes=removes)
+        if self._reads_importance and (self.static or self.rehearses):
+            state.lay_out_importance(size.batch, size.grid[0] * size.grid[1], device)
         if self.static:
             state.static = True
             lay_out_ages(call, self.groups, size.batch, device)
@@ -273,6 +310,12 @@ class Runtime:
         if self.static and not phase.fresh_plan and state.held != (phase.stage, phase.remove):
             return replace(phase, fresh_plan=True)
         return phase
+
+
+def _wanted(call: Call) -> frozenset[str]:
+    """What the plans of a call read beside the tokens."""
+    merges = call.method is not None and call.phase.stage is not None
+    return call.method.wants() if merges and call.method is not None else frozenset()
 
 
 def _measured(state: BranchState) -> int | None:

@@ -49,6 +49,8 @@ class BranchState:
         prompt_bias: 0-d float32 tensor added to the logits of text keys, None without a prompt weight.
         above: Per plan group, how many tokens could be merged above the threshold (SDTM*), 0-d int64.
         measured: The same, of the last call before this one that measured.
+        importance: [B, N] float32, what guidance changed at each token in the call before this one.
+        has_importance: Whether a call of this generation has filled it.
     """
 
     static: bool = False
@@ -65,6 +67,8 @@ class BranchState:
     prompt_bias: torch.Tensor | None = None
     above: dict[int, torch.Tensor] = field(default_factory=dict)
     measured: dict[int, torch.Tensor] = field(default_factory=dict)
+    importance: torch.Tensor | None = None
+    has_importance: bool = False
 
     def set_refreshed(self, step: int) -> bool:
         """Note that this step stores features; return whether stored ones move to `older`."""
@@ -102,6 +106,19 @@ class BranchState:
         """Update the log-weight of text keys."""
         self.prompt_bias = _filled(self.prompt_bias, bias, torch.float32, device)
 
+    def lay_out_importance(self, batch: int, tokens: int, device: torch.device) -> None:
+        """Make the tensor that scores are handed on in, unless it is there."""
+        if self.importance is None:
+            with torch.inference_mode(False):
+                self.importance = torch.zeros(batch, tokens, device=device)
+
+    def set_importance(self, change: torch.Tensor) -> None:
+        """Hand scores on to the next call, in place."""
+        self.lay_out_importance(*change.shape, change.device)
+        assert self.importance is not None
+        self.importance.copy_(change)
+        self.has_importance = True
+
     def keep_plan(self, group: int, plan: MergePlan) -> None:
         """Keep a plan for later steps; where tensors were laid out for it, in those."""
         if self.static:
@@ -114,6 +131,7 @@ class BranchState:
         self.spare.update(self.features)
         self.features, self.unsettled = {}, []
         self.refreshed, self.held, self.above, self.measured = (), None, {}, {}
+        self.has_importance = False
         for ages in self.ages.values():
             ages.zero_()
 
@@ -126,6 +144,7 @@ class BranchState:
         return {
             "features": _size(features),
             "ages": _size(list(self.ages.values())),
+            "importance": 0 if self.importance is None else _size([self.importance]),
             "plans": _size(plans),
         }
 
@@ -163,7 +182,7 @@ class RunState:
 
     def bytes(self) -> dict[str, int]:
         """Memory held by all branches, in bytes, by what it is held for."""
-        total: dict[str, int] = {"features": 0, "ages": 0, "plans": 0}
+        total: dict[str, int] = {"features": 0, "ages": 0, "importance": 0, "plans": 0}
         for branch in [*self.branches.values(), *self.former.values()]:
             for name, size in branch.bytes().items():
                 total[name] += size

@@ -12,7 +12,21 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from sdtm_fx.attention_score import received_attention
-from sdtm_fx.methods import FIDM, IDM, SSM, LocalMatch, Method, Random, TokenView, ToMe, Uniform
+from sdtm_fx.methods import (
+    FIDM,
+    IDM,
+    SSM,
+    CAToMe,
+    Importance,
+    LocalMatch,
+    Method,
+    Random,
+    SiTo,
+    ToFu,
+    TokenView,
+    ToMe,
+    Uniform,
+)
 
 GRID, REMOVE = (7, 9), 24
 METHODS: list[Method] = [
@@ -23,6 +37,12 @@ METHODS: list[Method] = [
     Random(),
     Uniform(),
     ToMe(),
+    ToFu(),
+    ToFu(reduce="prune"),
+    CAToMe(),
+    SiTo(),
+    Importance(),
+    Importance(metric="grid"),
     LocalMatch(),
     IDM(),
     IDM(window=(2, 2), radius=1, rank="both"),
@@ -42,7 +62,7 @@ Outputs = tuple[Tensor, Tensor, Tensor]
 
 def site(method: Method) -> Callable[[Tensor, Tensor, Tensor, Tensor], Outputs]:
     def run(x: Tensor, ages: Tensor, attention: Tensor, salt: Tensor) -> Outputs:
-        plan = method.plan(TokenView(x, GRID, ages, attention, salt), REMOVE)
+        plan = method.plan(TokenView(x, GRID, ages, attention, salt, attention.square()), REMOVE)
         behind = plan.after_prefix(2)
         long = torch.cat([x[:, :2], x], dim=1)
         return plan.unmerge(plan.merge(x)), behind.unmerge(behind.merge(long)), plan.next_ages(ages)

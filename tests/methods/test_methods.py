@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,9 +16,13 @@ from sdtm_fx.methods import (
     IDM,
     METHODS,
     SSM,
+    CAToMe,
+    Importance,
     LocalMatch,
     Method,
     Random,
+    SiTo,
+    ToFu,
     TokenView,
     ToMe,
     Uniform,
@@ -39,6 +44,13 @@ MERGING: list[Method] = [
     Uniform(window=(1, 3)),
     ToMe(),
     ToMe(random=False),
+    ToFu(),
+    ToFu(reduce="prune", window=(1, 3)),
+    CAToMe(),
+    SiTo(),
+    SiTo(window=(3, 2), noise_alpha=0.0),
+    Importance(),
+    Importance(metric="grid", pool=1.4),
     LocalMatch(),
     LocalMatch(radius=0, target="first", age_weight=0.1),
     LocalMatch(radius=2, target="random"),
@@ -64,6 +76,7 @@ def make_view(
         ages=torch.randint(0, 5, (batch, tokens), generator=draw, dtype=torch.int32),
         attention=torch.rand(batch, tokens, generator=draw),
         salt=seed,
+        importance=torch.rand(batch, tokens, generator=draw),
     )
 
 
@@ -116,7 +129,15 @@ def test_samples_do_not_see_each_other(method: Method) -> None:
     swap = [2, 0, 1]
     assert view.ages is not None
     assert view.attention is not None
-    other = TokenView(view.metric[swap], view.grid, view.ages[swap], view.attention[swap], view.salt)
+    assert view.importance is not None
+    other = TokenView(
+        view.metric[swap],
+        view.grid,
+        view.ages[swap],
+        view.attention[swap],
+        view.salt,
+        view.importance[swap],
+    )
     plan, swapped = method.plan(view, remove), method.plan(other, remove)
     assert torch.equal(plan.assign[swap], swapped.assign)
     assert torch.equal(plan.positions[swap], swapped.positions)
@@ -133,14 +154,15 @@ def test_capacity_can_be_reached_and_plans_repeat(method: Method) -> None:
 
 @pytest.mark.parametrize("method", MERGING, ids=repr)
 def test_zero_tokens_and_missing_ages_are_no_trouble(method: Method) -> None:
-    view = TokenView(torch.zeros(1, 48, 8), (6, 8), attention=torch.zeros(1, 48))
+    view = TokenView(
+        torch.zeros(1, 48, 8), (6, 8), attention=torch.zeros(1, 48), importance=torch.zeros(1, 48)
+    )
     remove = method.capacity(view.grid) // 2 // method.quantum() * method.quantum()
     plan = method.plan(view, remove)
     x = torch.randn(1, 48, 3)
     assert torch.isfinite(round_trip(plan, x)).all()
-    metric, attention = make_view(3, (6, 8)).metric, make_view(3, (6, 8)).attention
-    none = TokenView(metric, view.grid, attention=attention)
-    fresh = TokenView(metric, view.grid, torch.zeros(2, 48, dtype=torch.int32), attention)
+    none = replace(make_view(3, (6, 8)), ages=None)
+    fresh = replace(none, ages=torch.zeros(2, 48, dtype=torch.int32))
     assert same_slots(method.plan(none, remove), method.plan(fresh, remove))
 
 
@@ -149,7 +171,7 @@ def test_zero_tokens_and_missing_ages_are_no_trouble(method: Method) -> None:
 def test_low_precision_chooses_the_same_tokens(method: Method, dtype: torch.dtype) -> None:
     # Values that low precision holds exactly: the metric maths are float32, so nothing may differ.
     view = make_view(5, (12, 10), dtype=dtype)
-    full = TokenView(view.metric.float(), view.grid, view.ages, view.attention, view.salt)
+    full = replace(view, metric=view.metric.float())
     remove = method.capacity(view.grid) // 2 // method.quantum() * method.quantum()
     assert same_slots(method.plan(view, remove), method.plan(full, remove))
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -174,7 +196,14 @@ def test_plans_work_without_data(method: Method) -> None:
     view = make_view(0, (6, 8))
     assert view.ages is not None
     assert view.attention is not None
-    empty = TokenView(view.metric.to("meta"), view.grid, view.ages.to("meta"), view.attention.to("meta"))
+    assert view.importance is not None
+    empty = TokenView(
+        view.metric.to("meta"),
+        view.grid,
+        view.ages.to("meta"),
+        view.attention.to("meta"),
+        importance=view.importance.to("meta"),
+    )
     remove = method.capacity(view.grid)
     plan = method.plan(empty, remove)
     x = torch.empty(2, 48, 5, device="meta")
@@ -187,7 +216,7 @@ def test_every_name_makes_its_method() -> None:
         options: dict[str, Any] = {}
         method = kind(**options)
         assert method.name == name
-        assert method.wants() <= method.needs <= {"ages", "attention"}
+        assert method.wants() <= method.needs <= {"ages", "attention", "importance"}
     view = make_view(0, (4, 4))
     by_name = plan_merge("ssm", view.metric, grid=(4, 4), remove=6, ages=view.ages, age_weight=0.2)
     assert same_slots(by_name, SSM(age_weight=0.2).plan(view, 6))
