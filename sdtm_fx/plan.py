@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,10 +12,13 @@ from torch.nn import functional
 
 from sdtm_fx.errors import PlanError
 
+Reduce = Literal["mean", "prune"]
+"""``mean``: the mean of the tokens of a slot. ``prune``: the token that represents it; the others have no say."""
+
 
 @dataclass(frozen=True)
 class MergePlan:
-    """Assigns N tokens to M slots; merging takes the mean of a slot, unmerging copies it back.
+    """Assigns N tokens to M slots; merging makes one token of a slot, unmerging copies it back.
 
     P is the batch of the plan: that of the features, or 1 when the whole batch shares it. Sizes are
     static, so a plan can live inside a compiled graph.
@@ -26,6 +30,7 @@ class MergePlan:
         starts: [P, M] int64, where each slot begins in `order`.
         kept: M, the number of slots.
         uniform: (a, g) when the first `a` slots hold one token and all others hold `g`; else None.
+        reduce: What becomes of the tokens of a slot.
     """
 
     assign: Tensor
@@ -34,6 +39,7 @@ class MergePlan:
     starts: Tensor
     kept: int
     uniform: tuple[int, int] | None = None
+    reduce: Reduce = "mean"
 
     @property
     def tokens(self) -> int:
@@ -59,7 +65,7 @@ class MergePlan:
         return (self.sizes > 1).gather(1, self.assign)
 
     def merge(self, x: Tensor) -> Tensor:
-        """Return the mean of each slot.
+        """Return one token per slot, made as `reduce` says: the mean by default.
 
         Args:
             x: [B, N, D] float.
@@ -71,6 +77,8 @@ class MergePlan:
             PlanError: `x` has another batch or length than the plan.
         """
         self._check(x, self.tokens, "merge")
+        if self.reduce == "prune":
+            return take_rows(x, self.positions)
         if self.uniform is not None and torch.compiler.is_compiling():
             return self._merge_windows(x, *self.uniform)
         batch, tokens, width = x.shape
@@ -116,11 +124,16 @@ class MergePlan:
             starts=torch.cat([lead, self.starts + length], dim=1),
             kept=self.kept + length,
             uniform=None if self.uniform is None else (alone + length, group),
+            reduce=self.reduce,
         )
 
     def repeat(self, times: int) -> MergePlan:
         """Return the plan of a batch that stacks `times` copies of this plan's batch (CFG halves)."""
         return self.with_tensors(t.repeat(times, 1) for t in self.tensors())
+
+    def reduced_by(self, reduce: Reduce | None) -> MergePlan:
+        """Return the plan with another reduction; None leaves it as it is."""
+        return self if reduce in (None, self.reduce) else replace(self, reduce=reduce)
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return `assign`, `positions`, `order` and `starts`."""

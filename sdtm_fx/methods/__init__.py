@@ -17,6 +17,7 @@ from sdtm_fx.methods.local_match import LocalMatch
 from sdtm_fx.methods.random import Random
 from sdtm_fx.methods.skip import Skip
 from sdtm_fx.methods.ssm import SSM
+from sdtm_fx.methods.todo import ToDo
 from sdtm_fx.methods.tome import ToMe
 from sdtm_fx.methods.uniform import Uniform
 from sdtm_fx.plan import MergePlan
@@ -32,6 +33,7 @@ __all__ = [
     "OptionError",
     "Random",
     "Skip",
+    "ToDo",
     "ToMe",
     "TokenView",
     "Uniform",
@@ -47,13 +49,14 @@ METHODS: Mapping[str, type[Method]] = MappingProxyType(
         "tome": ToMe,
         "random": Random,
         "uniform": Uniform,
+        "todo": ToDo,
         "skip": Skip,
     }
 )
 """The methods by the name that recipes use."""
 
 AnyMethod = Annotated[
-    SSM | IDM | FIDM | LocalMatch | ToMe | Random | Uniform | Skip, Field(discriminator="name")
+    SSM | IDM | FIDM | LocalMatch | ToMe | Random | Uniform | ToDo | Skip, Field(discriminator="name")
 ]
 """The type of a recipe's `method` key; `name` says which one it is."""
 

@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from sdtm_fx.attention_score import received_attention
-from sdtm_fx.methods import FIDM, IDM, SSM, LocalMatch, Method, Random, TokenView, ToMe, Uniform
+from sdtm_fx.methods import FIDM, IDM, SSM, LocalMatch, Method, Random, ToDo, TokenView, ToMe, Uniform
 
 GRID, REMOVE = (7, 9), 24
 METHODS: list[Method] = [
@@ -22,6 +22,7 @@ METHODS: list[Method] = [
     FIDM(target="youngest"),
     Random(),
     Uniform(),
+    ToDo(),
     ToMe(),
     LocalMatch(),
     IDM(),
