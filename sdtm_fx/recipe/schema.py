@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from sdtm_fx.methods import AnyMethod
+from sdtm_fx.plan import Reduce
 from sdtm_fx.recipe.check import find_problems
 from sdtm_fx.recipe.dump import write_yaml
 from sdtm_fx.recipe.extend import plain_source, read_file, read_named, resolve
@@ -40,6 +41,9 @@ class SiteSpec(Part):
     """Argument of the block whose length is the number of leading tokens that are not image."""
     rotary: Text | None = None
     """Argument of the module that carries the rotary tables (cos, sin), [sequence, channels] each."""
+    merge: Literal["tokens", "keys"] = "tokens"
+    """``tokens``: the module runs on merged tokens. ``keys``: queries stay as they are, and attention looks at
+    fewer image keys and values, so nothing is unmerged and `reuse` has nothing to forecast there."""
     expect: Positive | None = None
     """Exact number of modules that match; absent: at least one."""
 
@@ -95,6 +99,11 @@ class PlanSharing(Part):
     """Kept counts are multiples of this where the sequence allows."""
     ages: Literal["step", "call"] = "step"
     """Whether token ages count denoising steps, or calls of the method (the released SDTM code)."""
+    reduce: Reduce | None = None
+    """What a slot of several tokens, or of their keys and values, holds: their ``mean``, or (``prune``) the token
+    that represents it; absent: what the method says."""
+    proportional: bool = False
+    """Proportional attention: the logarithm of the size of its slot is added to the logits of every image key."""
 
 
 class PromptWeight(Part):
@@ -243,8 +252,7 @@ class Recipe(Part):
     def fingerprint(self) -> str:
         """Return the SHA-256 of the content: equal for equal recipes, however they were written."""
         data = self.to_data()
-        if data["gate"] == "auto":
-            del data["gate"]  # younger than version 1: recipes that say nothing keep the hash that they had
+        _drop_younger(data)
         text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -269,3 +277,13 @@ class Recipe(Part):
         for path, value in {**(changes or {}), **sections}.items():
             result = merge(result, plain_source(nested(path, value), label))
         return self.from_source(result)
+
+
+def _drop_younger(data: dict[str, Any]) -> None:
+    """Drop what is younger than version 1 and at its default: recipes that say nothing keep the hash they had."""
+    defaults: list[tuple[dict[str, Any], str, object]] = [(data, "gate", "auto")]
+    defaults += [(data["plan"], key, default) for key, default in (("reduce", None), ("proportional", False))]
+    defaults += [(site, "merge", "tokens") for site in data["sites"]]
+    for part, key, default in defaults:
+        if part[key] == default:
+            del part[key]
