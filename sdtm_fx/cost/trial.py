@@ -92,7 +92,7 @@ class Trial:
             ages = torch.zeros(rows, tokens, dtype=torch.int32) if "ages" in method.needs else None
             attention = torch.zeros(rows, tokens) if "attention" in method.needs else None
             view = TokenView(torch.zeros(rows, tokens, 8), self.grid, ages, attention)
-        return {0: method.plan(view, remove)}
+        return {0: method.plan(view, remove).reduced_by(self.recipe.plan.reduce)}
 
     @property
     def _refresh(self) -> Variant:
@@ -121,4 +121,5 @@ def model_call(
         threshold=None if variant.stage is not None else 0.0,
         salt=None,
         prompt_bias=torch.zeros(()),
+        reduce=recipe.plan.reduce,
     )

@@ -9,6 +9,7 @@ import torch
 
 from sdtm_fx.methods.base import Method
 from sdtm_fx.phase import Phase
+from sdtm_fx.plan import Reduce
 from sdtm_fx.runtime.state import BranchState
 
 
@@ -50,6 +51,7 @@ class Call:
         threshold: Score above which windows merge (SDTM*), or None.
         salt: 0-d int64 tensor for hash-based draws, or None.
         prompt_bias: 0-d float tensor added to the logits of text keys, or None.
+        reduce: What becomes of the tokens of a slot; None: what the method says.
         gated: Variants of the blocks in which the cost gate leaves sites out, by module path.
         gated_stores: What these blocks run where they have no features yet, by module path.
     """
@@ -70,6 +72,7 @@ class Call:
     threshold: float | None
     salt: torch.Tensor | None
     prompt_bias: torch.Tensor | None
+    reduce: Reduce | None = None
     gated: Mapping[str, Variant] = field(default_factory=dict)
     gated_stores: Mapping[str, Variant] = field(default_factory=dict)
 

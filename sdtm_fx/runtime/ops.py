@@ -49,6 +49,7 @@ def plan_tokens(ctx: BlockContext, metric: torch.Tensor, attention: torch.Tensor
         ages.copy_(plan.next_ages(ages))
     if not call.share_batch and call.halves > 1:
         plan = plan.repeat(call.halves)
+    plan = plan.reduced_by(call.reduce)
     ctx.planned[group] = plan
     return plan
 
@@ -122,6 +123,11 @@ def image_tokens(tokens: torch.Tensor, prefix: int) -> torch.Tensor:
 def merge_tokens(plan: MergePlan, tokens: torch.Tensor) -> torch.Tensor:
     """[B, N, D] to [B, M, D]: one row per slot, the mean of its tokens."""
     return plan.merge(tokens)
+
+
+def keys_of(plan: MergePlan, tokens: torch.Tensor) -> torch.Tensor:
+    """[B, L, D], unchanged: says which plan merges the keys of a site that takes these tokens."""
+    return tokens
 
 
 def unmerge_tokens(plan: MergePlan, tokens: torch.Tensor) -> torch.Tensor:

@@ -222,6 +222,7 @@ class Runtime:
             threshold=ratio.threshold if isinstance(ratio, ThresholdRatio) else None,
             salt=state.salt,
             prompt_bias=state.prompt_bias,
+            reduce=recipe.plan.reduce,
             gated={} if decision is None else decision.variants(variant, phase.remove),
             gated_stores={}
             if decision is None or served is None

@@ -170,6 +170,7 @@ class Calls:
             "threshold": None,
             "salt": None,
             "prompt_bias": torch.zeros(()),
+            "reduce": self.rules.plan.reduce,
         }
         return Call(**(values | changes))
 
