@@ -34,9 +34,10 @@ def reduce_keys(work: BlockWork) -> int:
 def _take_plan(work: BlockWork, site: Site) -> fx.Node:
     """The plan that the mark at a site names; the mark goes away."""
     mark = next(n for n in site.node.all_input_nodes if n.target is ops.keys_of)
+    plan = mark.all_input_nodes[0]
     feed(site, site.entry)
     work.graph.erase_node(mark)
-    return mark.all_input_nodes[0]
+    return plan
 
 
 def _check(opened: OpenedSite) -> None:

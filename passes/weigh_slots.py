@@ -27,7 +27,7 @@ def _weigh(work: BlockWork, site: Site) -> bool:
     if not reads_image(opened):
         del work.opened[site.spec.id]
         work.notes.append(
-            f"{site.local} attends to text, whose keys are no slots; proportional attention changes nothing"
+            f"{site.local} attends to text, whose keys are no slots; proportional attention changes nothing there"
         )
         return False
     opened.refuse_mask("sizes of slots")

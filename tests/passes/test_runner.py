@@ -87,6 +87,7 @@ def test_passes_have_names_of_their_own() -> None:
     assert [p.name for p in PASSES if p.exact] == [
         "locate_sites",
         "measure_threshold",
+        "call_opened",
         "sink_unmerge",
         "split_projection",
     ]
