@@ -73,6 +73,12 @@ MORE: dict[str, dict[str, Any]] = {
     "threshold": {"stages.structure.ratio": {"threshold": 0.2, "start": 0.5}},
     "blocks kept": {"keep_dense.layers": [-1]},
     "no features": {"reuse": None},
+    "fewer keys": {
+        "sites.attn.merge": "keys",
+        "stages.structure.method": {"name": "todo"},
+        "plan.proportional": True,
+        "prompt": {"start": 2.0},
+    },
 }
 
 
