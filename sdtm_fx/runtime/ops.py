@@ -44,7 +44,9 @@ def plan_tokens(ctx: BlockContext, metric: torch.Tensor, attention: torch.Tensor
         if call.keep_plans:
             call.state.keep_plan(group, plan)
         advances = advances or call.one_age_counter
-    ages = call.state.ages.get(_age_key(ctx))
+    # Stages whose method reads no ages leave them alone: a graph that asked whether there are any would be made
+    # again when a later stage has made them.
+    ages = call.state.ages.get(_age_key(ctx)) if "ages" in call.method.needs else None  # type: ignore[union-attr]
     if ages is not None and advances:
         ages.copy_(plan.next_ages(ages))
     if not call.share_batch and call.halves > 1:
