@@ -1,5 +1,8 @@
 """Insert merges: ``f(x)`` becomes ``unmerge(plan, f(merge(plan, x)))`` at every site.
 
+Where keys alone are merged it becomes ``f(keys_of(plan, x))``: a mark that the plan is needed inside, which
+`reduce_keys` takes away again. Nothing is unmerged there, so nothing is stored or forecast either.
+
 In a graph for dense steps, and where a stage forecasts its sites (ratio 1), only the way out is marked:
 ``unmerge(None, f(x))``. Later passes move that mark as they move every unmerge, so that features are stored
 at the very place where they are blended, and the last pass turns it into the storing or the forecast.
@@ -20,6 +23,10 @@ def insert_merges(work: BlockWork) -> int:
     if work.variant.stage is None and work.variant.refresh is None:
         return 0
     for site in work.sites.values():
+        if site.spec.merge == "keys":
+            if work.merges:
+                _mark_keys(work, site)
+            continue
         plan = _merge(work, site) if work.merges else None
         mark(work.graph, plan, site.exit, site.spec.id)
         if _is_skipped(work):
@@ -49,22 +56,42 @@ def mark(graph: fx.Graph, plan: fx.Node | None, exit_: fx.Node, name: str) -> fx
 def _merge(work: BlockWork, site: Site) -> fx.Node:
     graph = work.graph
     with graph.inserting_before(site.node):
-        metric = metric_argument(work, site)
-        if site.spec.prefix is None:
-            plan = graph.call_function(ops.plan_tokens, (work.ctx, site.entry if metric is None else metric))
-        else:
-            length = prefix_length(work, site)
-            if metric is None:
-                metric = graph.call_function(ops.image_tokens, (site.entry, length))
-            image_plan = graph.call_function(ops.plan_tokens, (work.ctx, metric))
-            plan = graph.call_function(ops.after_prefix, (image_plan, length))
+        plan, length = _plan(work, site)
+        if length is not None:
+            plan = graph.call_function(ops.after_prefix, (plan, length))
         merged = graph.call_function(ops.merge_tokens, (plan, site.entry))
-        merged.meta["val"] = site.entry.meta["val"]  # rank and width are what later passes ask for
-    if isinstance(site.slot, int):
-        site.node.update_arg(site.slot, merged)
-    else:
-        site.node.update_kwarg(site.slot, merged)
+    feed(site, merged)
     return plan
+
+
+def _mark_keys(work: BlockWork, site: Site) -> None:
+    with work.graph.inserting_before(site.node):
+        plan, _ = _plan(work, site)
+        marked = work.graph.call_function(ops.keys_of, (plan, site.entry))
+    feed(site, marked)
+
+
+def _plan(work: BlockWork, site: Site) -> tuple[fx.Node, fx.Node | None]:
+    """Insert the plan over the image tokens of a site; returns the length of what stands in front of them, too."""
+    graph = work.graph
+    metric = metric_argument(work, site)
+    if site.spec.prefix is None:
+        return graph.call_function(
+            ops.plan_tokens, (work.ctx, site.entry if metric is None else metric)
+        ), None
+    length = prefix_length(work, site)
+    if metric is None:
+        metric = graph.call_function(ops.image_tokens, (site.entry, length))
+    return graph.call_function(ops.plan_tokens, (work.ctx, metric)), length
+
+
+def feed(site: Site, tokens: fx.Node) -> None:
+    """Let a site's module take other tokens, which look like its own: rank and width are what passes ask for."""
+    tokens.meta["val"] = site.entry.meta["val"]
+    if isinstance(site.slot, int):
+        site.node.update_arg(site.slot, tokens)
+    else:
+        site.node.update_kwarg(site.slot, tokens)
 
 
 def prefix_length(work: BlockWork, site: Site) -> fx.Node:

@@ -51,6 +51,13 @@ class Trial:
         """[B, L, D], the first sequence that the block takes."""
         return next(v for v in self.leaves if isinstance(v, FakeTensor) and v.ndim == 3)
 
+    @property
+    def merges_keys(self) -> bool:
+        """Whether the stage merges keys alone somewhere in the block."""
+        wanted = set(self.recipe.stages[self.stage].sites) - self.left_out
+        here = (self.recipe.sites[place.site_index] for place in self.program.places)
+        return any(site.merge == "keys" and site.id in wanted for site in here)
+
     def counts(self) -> tuple[int, ...]:
         """A small and a large number of tokens that the stage can remove on this grid."""
         method = self.recipe.stages[self.stage].method
@@ -123,4 +130,5 @@ def model_call(
         threshold=None if variant.stage is not None else 0.0,
         salt=None,
         prompt_bias=torch.zeros(()),
+        reduce=recipe.stages[stage].reduce,
     )

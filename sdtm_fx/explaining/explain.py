@@ -152,7 +152,7 @@ def _site_reports(
                 reports.append(
                     SiteReport(
                         index, spec.id, spec.kind, path,
-                        schedule.tokens, schedule.tokens - removed, dense[path], after, skipped,
+                        schedule.tokens, schedule.tokens - removed, dense[path], after, skipped, spec.merge,
                     )
                 )  # fmt: skip
     return reports

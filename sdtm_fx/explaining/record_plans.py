@@ -13,7 +13,7 @@ from sdtm_fx.errors import RewriteError
 from sdtm_fx.explaining.plan_record import Action, PlanRecord, SiteRecord
 from sdtm_fx.plan import MergePlan
 from sdtm_fx.recipe.match import compile_match
-from sdtm_fx.recipe.schema import Recipe
+from sdtm_fx.recipe.schema import Recipe, SiteSpec
 from sdtm_fx.rewrite import rewritten_models
 from sdtm_fx.rewriting.rewriting import Rewriting, rewriting_of
 from sdtm_fx.rewriting.work import SitePlace
@@ -131,11 +131,11 @@ class _Recorder:
         stage = None if variant.stage is None else recipe.stages[variant.stage]
         for place in self._places[path]:
             spec = recipe.sites[place.site_index]
-            action = _action(recipe, variant, spec.id)
+            action = _action(recipe, variant, spec)
             kept, slots = size.grid[0] * size.grid[1], _NO_SLOTS
             if action == "forecast":
                 kept = 0
-            elif action == "merged":
+            elif action in ("merged", "keys"):
                 assert context is not None
                 plan = context.planned[context.group]
                 assert isinstance(plan, MergePlan)
@@ -173,13 +173,15 @@ def _places_in(model: nn.Module, block: str, recipe: Recipe) -> tuple[SitePlace,
     )
 
 
-def _action(recipe: Recipe, variant: Variant, site: str) -> Action:
+def _action(recipe: Recipe, variant: Variant, site: SiteSpec) -> Action:
     """What a site does in the graph of a variant."""
-    if site in variant.left_out:
+    if site.id in variant.left_out:
         return "dense"
-    if variant.stage is not None and site in recipe.stages[variant.stage].sites:
-        return "merged" if recipe.stages[variant.stage].method.merges else "forecast"
-    if variant.refresh is not None and site in recipe.stages[variant.refresh].sites:
+    keyed = site.merge == "keys"
+    if variant.stage is not None and site.id in recipe.stages[variant.stage].sites:
+        merging: Action = "keys" if keyed else "merged"
+        return merging if recipe.stages[variant.stage].method.merges else "forecast"
+    if variant.refresh is not None and site.id in recipe.stages[variant.refresh].sites and not keyed:
         return "refresh"
     return "dense"
 

@@ -61,9 +61,10 @@ def _site_table(e: Explanation) -> Table:
         first = sites[0]
         if e.phases[phase].removed == 0 or first.skipped is not None:
             continue
+        what = " keys" if first.merges == "keys" else ""
         after = "" if first.macs_after is None else f" -> {first.macs_after.total / 1e9:.4g}"
         table.add_row(
-            str(phase), _paths([s.path for s in sites]), f"{first.tokens_before} -> {first.tokens_after}",
+            str(phase), _paths([s.path for s in sites]), f"{first.tokens_before} -> {first.tokens_after}{what}",
             f"{first.macs_before.total / 1e9:.4g}{after}",
         )  # fmt: skip
     return table

@@ -18,10 +18,11 @@ class SiteReport:
         kind: ``attention`` or ``feed_forward``.
         path: Module path.
         tokens_before: Image tokens that reach the site.
-        tokens_after: Image tokens that it computes.
+        tokens_after: Image tokens that it computes, or, where keys alone are merged, whose keys it looks at.
         macs_before: Of the site's module, per call of the model.
         macs_after: The same with merging; None where it cannot be told apart from the rest of the block.
         skipped: Why the site is not merged in this phase, None where it is.
+        merges: ``tokens``, or ``keys`` where queries stay as they are.
     """
 
     phase: int
@@ -33,6 +34,7 @@ class SiteReport:
     macs_before: Macs
     macs_after: Macs | None
     skipped: str | None
+    merges: str = "tokens"
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from sdtm_fx.methods.random import Random
 from sdtm_fx.methods.sito import SiTo
 from sdtm_fx.methods.skip import Skip
 from sdtm_fx.methods.ssm import SSM
+from sdtm_fx.methods.todo import ToDo
 from sdtm_fx.methods.tofu import ToFu
 from sdtm_fx.methods.tome import ToMe
 from sdtm_fx.methods.uniform import Uniform
@@ -39,6 +40,7 @@ __all__ = [
     "Random",
     "SiTo",
     "Skip",
+    "ToDo",
     "ToFu",
     "ToMe",
     "TokenView",
@@ -60,13 +62,14 @@ METHODS: Mapping[str, type[Method]] = MappingProxyType(
         "importance": Importance,
         "random": Random,
         "uniform": Uniform,
+        "todo": ToDo,
         "skip": Skip,
     }
 )
 """The methods by the name that recipes use."""
 
 AnyMethod = Annotated[
-    SSM | IDM | FIDM | LocalMatch | ToMe | ToFu | CAToMe | SiTo | Importance | Random | Uniform | Skip,
+    SSM | IDM | FIDM | LocalMatch | ToMe | ToFu | CAToMe | SiTo | Importance | Random | Uniform | ToDo | Skip,
     Field(discriminator="name"),
 ]
 """The type of a recipe's `method` key; `name` says which one it is."""

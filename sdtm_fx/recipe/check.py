@@ -32,6 +32,8 @@ def find_problems(recipe: Recipe) -> tuple[Problem, ...]:
         *_check_sharing(recipe),
         *_check_layers(recipe),
         *_check_importance(recipe),
+        *_check_keys(recipe),
+        *_check_proportional(recipe),
     )
 
 
@@ -122,11 +124,11 @@ def _check_reach(
 ) -> Iterator[Problem]:
     grid = recipe.tokens.grid
     size = (grid.height, grid.width) if isinstance(grid, FixedGrid) else _EVEN_GRID
-    most = method.capacity(size) / (size[0] * size[1])
-    if peak(ratio) > most + _TOLERANCE:
+    most, wanted = method.capacity(size) / (size[0] * size[1]), peak(ratio)
+    if wanted is not None and wanted > most + _TOLERANCE:
         reach = f"at most {most:.4g}, which is what {method.name} can remove in stage {stage!r}"
         yield misfit(
-            path, f"a ratio of up to {peak(ratio):g}", f"{reach} (give the stage its own ratio or window)"
+            path, f"a ratio of up to {wanted:g}", f"{reach} (give the stage its own ratio or window)"
         )
     if isinstance(ratio, ThresholdRatio):
         counting = [name for name, kind in METHODS.items() if kind.count_above is not Method.count_above]
@@ -158,9 +160,11 @@ def _check_reuse(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _check_sharing(recipe: Recipe) -> Iterator[Problem]:
-    rotary = {site.id for site in recipe.sites if site.rotary is not None}
+    rotary, keyed = {site.id for site in recipe.sites if site.rotary is not None}, _keyed(recipe)
     for index, stage in enumerate(recipe.stages):
-        merged = [site for site in stage.sites if site in rotary]
+        merged = [
+            site for site in stage.sites if site in rotary - keyed
+        ]  # keys are reduced behind the tables
         if merged and not isinstance(stage.method, Skip) and "batch" not in recipe.plan.share:
             yield misfit(
                 ("stages", index, "sites"),
@@ -195,4 +199,45 @@ def _check_importance(recipe: Recipe) -> Iterator[Problem]:
             ("keep_dense", "first_steps"),
             f"0 with method {recipe.stages[0].method.name}, which reads the output of the step before",
             "1 or more",
+        )
+
+
+def _keyed(recipe: Recipe) -> set[str]:
+    """Ids of the sites whose keys are reduced."""
+    return {site.id for site in recipe.sites if site.merge == "keys"}
+
+
+def _check_keys(recipe: Recipe) -> Iterator[Problem]:
+    for index, site in enumerate(recipe.sites):
+        if site.merge == "keys" and site.kind != "attention":
+            yield misfit(
+                ("sites", index, "merge"),
+                f"'keys' at a site of kind {site.kind!r}",
+                "'keys' where attention is",
+            )
+    keyed = _keyed(recipe)
+    for index, stage in enumerate(recipe.stages):
+        reduced = [site for site in stage.sites if site in keyed]
+        if reduced and isinstance(stage.method, Skip):
+            yield misfit(
+                ("stages", index, "sites"),
+                f"{reduced[0]!r}, of which only keys are merged, in a stage that skips",
+                "sites of whole tokens: a skipped site is forecast, and keys are not",
+            )
+    if recipe.reuse is not None and all(site in keyed for stage in recipe.stages for site in stage.sites):
+        yield misfit(
+            ("reuse",),
+            "reuse in a recipe that merges keys alone",
+            "reuse beside a site of whole tokens: where queries are dense, nothing is forecast",
+        )
+
+
+def _check_proportional(recipe: Recipe) -> Iterator[Problem]:
+    attention = {site.id for site in recipe.sites if site.kind == "attention"}
+    merged = {site for stage in recipe.stages if stage.method.merges for site in stage.sites}
+    if recipe.plan.proportional and not attention & merged:
+        yield misfit(
+            ("plan", "proportional"),
+            "true where no stage merges attention",
+            "proportional attention beside a stage that merges a site of kind 'attention'",
         )

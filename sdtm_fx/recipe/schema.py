@@ -15,13 +15,14 @@ from sdtm_fx.methods import AnyMethod
 from sdtm_fx.recipe.check import find_problems
 from sdtm_fx.recipe.dump import write_yaml
 from sdtm_fx.recipe.extend import plain_source, read_file, read_named, resolve
-from sdtm_fx.recipe.layers import LayerRule, without_younger
+from sdtm_fx.recipe.layers import LayerRule
 from sdtm_fx.recipe.merge import merge, nested
 from sdtm_fx.recipe.part import Count, Label, Part, Positive, RecipeName, Text
 from sdtm_fx.recipe.ratio import Ratio
 from sdtm_fx.recipe.tokens import Input, Tokens
 from sdtm_fx.recipe.validate import validate
 from sdtm_fx.recipe.yaml_source import Source, read_yaml
+from sdtm_fx.recipe.younger import without_younger
 from sdtm_fx.reductions import Reduce
 
 
@@ -45,6 +46,9 @@ class SiteSpec(Part):
     metric: Text | None = None
     """Argument of the block that tokens are compared by, image tokens alone; absent: what reaches the module. All
     sites of a block share the plan of the first."""
+    merge: Literal["tokens", "keys"] = "tokens"
+    """``tokens``: the module runs on merged tokens. ``keys``: queries stay as they are, and attention looks at
+    fewer image keys and values, so nothing is unmerged and `reuse` has nothing to forecast there."""
     expect: Positive | None = None
     """Exact number of modules that match; absent: at least one."""
 
@@ -102,6 +106,8 @@ class PlanSharing(Part):
     """Kept counts are multiples of this where the sequence allows."""
     ages: Literal["step", "call"] = "step"
     """Whether token ages count denoising steps, or calls of the method (the released SDTM code)."""
+    proportional: bool = False
+    """Proportional attention: the logarithm of the size of its slot is added to the logits of every image key."""
 
 
 class PromptWeight(Part):

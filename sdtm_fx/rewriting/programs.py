@@ -140,8 +140,10 @@ def dense_variant(recipe: Recipe, stage: int) -> Variant:
 
 
 def _first_that_reads_alike(recipe: Recipe, stage: int) -> int:
+    keyed = {site.id for site in recipe.sites if site.merge == "keys"}
+
     def reads(index: int) -> tuple[frozenset[str], bool]:
-        return frozenset(recipe.stages[index].sites), not recipe.stages[index].method.merges
+        return frozenset(recipe.stages[index].sites) - keyed, not recipe.stages[index].method.merges
 
     return next(i for i in range(stage + 1) if reads(i) == reads(stage))
 
@@ -163,6 +165,8 @@ def _add_variant(recipe: Recipe, block: torch.nn.Module, program: Program, varia
     attention = tuple(p for p in program.places if recipe.sites[p.site_index].kind == "attention")
     handled = _sites_of(recipe, variant)
     active = tuple(p for p in program.places if recipe.sites[p.site_index].id in handled)
+    if variant.stage is None and variant.measure is None:  # where keys alone are merged, nothing is stored
+        active = tuple(p for p in active if recipe.sites[p.site_index].merge == "tokens")
     if not active and (recipe.prompt is None or not attention):
         return
     if variant == Variant(stage=None) and recipe.prompt is None:
@@ -204,7 +208,9 @@ def _attention_texts(
     recipe: Recipe, block: torch.nn.Module, capture: Capture, places: tuple[SitePlace, ...]
 ) -> tuple[str, ...]:
     """The attention modules that passes look into, as text; their processors are part of the structure."""
-    if recipe.prompt is None and not any("attention" in stage.method.wants() for stage in recipe.stages):
+    reads = any("attention" in stage.method.wants() for stage in recipe.stages)
+    keyed = any(site.merge == "keys" for site in recipe.sites)
+    if recipe.prompt is None and not (reads or keyed or recipe.plan.proportional):
         return ()
     locals_ = {p.local for p in places if recipe.sites[p.site_index].kind == "attention"}
     calls = [n for n in capture.graph.nodes if n.op == "call_module" and n.target in locals_]

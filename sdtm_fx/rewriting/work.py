@@ -11,6 +11,7 @@ from torch import fx
 
 from sdtm_fx.capture.guards import expect
 from sdtm_fx.recipe.schema import Recipe, Stage
+from sdtm_fx.rewriting.opening import OpenedSite
 from sdtm_fx.runtime import ops
 from sdtm_fx.runtime.call import Variant
 from sdtm_fx.sites.locating import Site
@@ -38,6 +39,7 @@ class BlockWork:
         attention_places: All attention sites in this block, handled or not: statistics are read there.
         sites: The located sites, by id; filled by the first pass.
         context: The placeholder of the `BlockContext`; added by the first pass.
+        opened: The attention modules that passes have opened, by the id of their site.
         notes: Why something was not done, for `explain`.
     """
 
@@ -49,6 +51,7 @@ class BlockWork:
     attention_places: tuple[SitePlace, ...] = ()
     sites: dict[str, Site] = field(default_factory=dict)
     context: fx.Node | None = None
+    opened: dict[str, OpenedSite] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property

@@ -44,7 +44,9 @@ def plan_tokens(ctx: BlockContext, metric: torch.Tensor, attention: torch.Tensor
         if call.keep_plans:
             call.state.keep_plan(group, plan)
         advances = advances or call.one_age_counter
-    ages = call.state.ages.get(_age_key(ctx))
+    # Stages whose method reads no ages leave them alone: a graph that asked whether there are any would be made
+    # again when a later stage has made them.
+    ages = call.state.ages.get(_age_key(ctx)) if "ages" in call.method.needs else None  # type: ignore[union-attr]
     if ages is not None and advances:
         ages.copy_(plan.next_ages(ages))
     if not call.share_batch and call.halves > 1:
@@ -134,6 +136,11 @@ def image_tokens(tokens: torch.Tensor, prefix: int) -> torch.Tensor:
 def merge_tokens(plan: MergePlan, tokens: torch.Tensor) -> torch.Tensor:
     """[B, N, D] to [B, M, D]: one row per slot, the mean of its tokens."""
     return plan.merge(tokens)
+
+
+def keys_of(plan: MergePlan, tokens: torch.Tensor) -> torch.Tensor:
+    """[B, L, D], unchanged: says which plan merges the keys of a site that takes these tokens."""
+    return tokens
 
 
 def unmerge_tokens(plan: MergePlan, tokens: torch.Tensor) -> torch.Tensor:

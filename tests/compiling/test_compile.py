@@ -86,6 +86,12 @@ MORE: dict[str, dict[str, Any]] = {
         "stages.structure.method": {"name": "ca_tome"},
         "stages.structure.ratio": {"threshold": 0.2, "start": 0.5},
     },
+    "fewer keys": {
+        "sites.attn.merge": "keys",
+        "stages.structure.method": {"name": "todo"},
+        "plan.proportional": True,
+        "prompt": {"start": 2.0},
+    },
 }
 
 

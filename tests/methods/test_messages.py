@@ -144,7 +144,7 @@ def test_recipes_write_options_as_mappings(written: dict[str, object], method: o
         ({"name": "importance", "pool": 0.9}, ("importance", "pool")),
         ({"name": "idm", "probe_queries": 0}, ("idm", "probe_queries")),
         ({"name": "idm", "radius": 1}, ("idm",)),
-        ({"name": "todo"}, ()),
+        ({"name": "to_do"}, ()),
     ],
 )
 def test_a_wrong_option_is_placed(written: dict[str, object], place: tuple[object, ...]) -> None:

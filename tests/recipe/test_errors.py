@@ -130,7 +130,7 @@ RATIO = "{curve: cosine, start: 0.7, end: 0.3}"
         (
             "curve: cosine",
             "curve: cosin",
-            ":15: ratio.curve: found 'cosin'; accepted 'cosine', 'linear', 'constant' or 'list' (did "
+            ":15: ratio.curve: found 'cosin'; accepted 'cosine', 'linear', 'constant', 'list' or 'full' (did "
             "you mean 'cosine'?)",
         ),
         (
