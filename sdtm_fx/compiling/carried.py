@@ -30,14 +30,14 @@ def state_tensors(call: Call, features: Sequence[FeatureKey]) -> dict[str, torch
         if feature.older is not None and variant.refresh is None:
             tensors[f"feature.{index}.{name}.older"] = feature.older
     # By what the phase reads, not by what is there: a second generation finds the tensors of the first.
-    if variant.stage is not None and call.method is not None:
-        if "ages" in call.method.needs:
+    if variant.stage is not None:
+        if call.reads("ages"):
             tensors |= {f"ages.{key}": ages for key, ages in sorted(state.ages.items())}
         if call.keep_plans:
             for group, plan in sorted(state.plans.items()):
                 tensors |= dict(zip(_plan_keys(group), plan.tensors(), strict=True))
         slope = state.slope if call.forecast_order == 1 and features else None
-        if "importance" in call.method.needs and state.importance is not None:
+        if call.reads("importance") and state.importance is not None:
             tensors["importance"] = state.importance
         scalars = {"slope": slope, "salt": state.salt}
         tensors |= {name: value for name, value in scalars.items() if value is not None}

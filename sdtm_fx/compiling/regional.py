@@ -98,11 +98,9 @@ def _local_state(call: Call, index: int, group: int, names: frozenset[str]) -> B
     state, ages = call.state, 0 if call.one_age_counter else group
     return BranchState(
         static=state.static,
-        ages={0: state.ages[ages]} if ages in state.ages else {},
+        ages={0: state.ages[ages]} if call.reads("ages") and ages in state.ages else {},
         plans={0: state.plans[group]} if group in state.plans else {},
         features={(0, name): state.features[index, name] for name in sorted(names)},
         slope=state.slope,
-        importance=state.importance
-        if call.method is not None and "importance" in call.method.needs
-        else None,
+        importance=state.importance if call.reads("importance") else None,
     )

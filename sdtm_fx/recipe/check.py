@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from sdtm_fx.errors import nearest
-from sdtm_fx.methods import METHODS, SSM, Method, Skip
+from sdtm_fx.methods import METHODS, SSM, Method, Skip, ToFu
 from sdtm_fx.recipe.match import compile_match
 from sdtm_fx.recipe.problems import KeyPath, Problem, misfit, show_choices
 from sdtm_fx.recipe.ratio import Ratio, ThresholdRatio, peak
@@ -223,6 +223,13 @@ def _check_keys(recipe: Recipe) -> Iterator[Problem]:
                 ("stages", index, "sites"),
                 f"{reduced[0]!r}, of which only keys are merged, in a stage that skips",
                 "sites of whole tokens: a skipped site is forecast, and keys are not",
+            )
+        own = stage.method.reduce if isinstance(stage.method, ToFu) else None
+        if reduced and "mlerp" in {stage.reduce or own, *(rule.reduce for rule in recipe.layers)}:
+            yield misfit(
+                ("stages", index, "reduce"),
+                f"'mlerp' at {reduced[0]!r}, of which only keys are merged, head by head",
+                "'mean' or 'prune' there",
             )
     if recipe.reuse is not None and all(site in keyed for stage in recipe.stages for site in stage.sites):
         yield misfit(

@@ -80,6 +80,10 @@ class Call:
     gated: Mapping[str, Variant] = field(default_factory=dict)
     gated_stores: Mapping[str, Variant] = field(default_factory=dict)
 
+    def reads(self, what: str) -> bool:
+        """Whether the stage's method may read something beside the tokens, for instance "ages"."""
+        return self.method is not None and what in self.method.needs
+
     def removed_in(self, group: int) -> int:
         """Tokens that the blocks of a plan group remove; rules see to it that they agree."""
         first = group * self.every_layers

@@ -25,7 +25,7 @@ def lay_out_ages(call: Call, groups: Sequence[int], batch: int, device: torch.de
         batch: Samples in the call.
         device: Of the tokens.
     """
-    if call.method is None or "ages" not in call.method.needs:
+    if not call.reads("ages"):
         return
     shape = (_rows(call, batch), call.grid[0] * call.grid[1])
     with torch.inference_mode(False):

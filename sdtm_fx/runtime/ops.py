@@ -33,7 +33,7 @@ def plan_tokens(ctx: BlockContext, metric: torch.Tensor, attention: torch.Tensor
     call, group = ctx.call, ctx.group
     planned = ctx.planned.get(group)
     if planned is not None:
-        return planned.reduced_by(ctx.reduce)  # type: ignore[attr-defined, no-any-return]
+        return planned.reduced_by(ctx.reduce)  # type: ignore[attr-defined]
     plan = _kept_plan(ctx)
     advances = call.advance_ages and not call.one_age_counter
     if plan is None:
@@ -44,9 +44,8 @@ def plan_tokens(ctx: BlockContext, metric: torch.Tensor, attention: torch.Tensor
         if call.keep_plans:
             call.state.keep_plan(group, plan)
         advances = advances or call.one_age_counter
-    # Stages whose method reads no ages leave them alone: a graph that asked whether there are any would be made
-    # again when a later stage has made them.
-    ages = call.state.ages.get(_age_key(ctx)) if "ages" in call.method.needs else None  # type: ignore[union-attr]
+    # A stage that does not read ages leaves them alone, whether an earlier generation has made them or not.
+    ages = call.state.ages.get(_age_key(ctx)) if call.reads("ages") else None
     if ages is not None and advances:
         ages.copy_(plan.next_ages(ages))
     if not call.share_batch and call.halves > 1:
@@ -98,13 +97,13 @@ def _view(ctx: BlockContext, metric: torch.Tensor, attention: torch.Tensor | Non
     if attention is not None:
         attention = _shared(attention, call.share_batch, call.halves)
     ages = None
-    if "ages" in call.method.needs:  # type: ignore[union-attr]
+    if call.reads("ages"):
         key = _age_key(ctx)
         if key not in call.state.ages:
             call.state.ages[key] = torch.zeros(metric.shape[:2], dtype=torch.int32, device=metric.device)
         ages = call.state.ages[key]
     importance = None
-    if "importance" in call.method.needs and call.state.importance is not None:  # type: ignore[union-attr]
+    if call.reads("importance") and call.state.importance is not None:
         importance = _shared(call.state.importance, call.share_batch, call.halves)
     salt = 0 if call.salt is None else combine(call.salt, ctx.group if ctx.draw is None else ctx.draw)
     return TokenView(metric, call.grid, ages, attention, salt, importance)

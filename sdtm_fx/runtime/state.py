@@ -114,7 +114,8 @@ class BranchState:
 
     def set_importance(self, change: torch.Tensor) -> None:
         """Hand scores on to the next call, in place."""
-        self.lay_out_importance(*change.shape, change.device)
+        batch, tokens = change.shape
+        self.lay_out_importance(batch, tokens, change.device)
         assert self.importance is not None
         self.importance.copy_(change)
         self.has_importance = True

@@ -65,6 +65,7 @@ METHOD: TypeAdapter[Any] = TypeAdapter(AnyMethod)
             lambda: Importance().plan(TokenView(X, (5, 7), importance=torch.zeros(1, 35)), 3),
             r"importance of shape \(1, 35\); accepted \[2, 35\]",
         ),
+        (lambda: ToMe().count_above(VIEW, 0.5), r"tome: found a threshold; accepted a ratio"),
         (lambda: plan_merge("tofo", X, grid=(5, 7), remove=3), r"did you mean 'tofu'"),
         (lambda: Skip().plan(VIEW, 35), r"skip: .*has no plan"),
         (lambda: plan_merge("smm", X, grid=(5, 7), remove=3), r"'smm'; accepted ssm, .*did you mean 'ssm'"),

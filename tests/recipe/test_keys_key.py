@@ -72,6 +72,14 @@ def test_defaults_keep_the_fingerprint_and_other_values_change_it() -> None:
             {"stages__all__reduce": "prun"},
             "found 'prun'; accepted 'mean', 'prune' or 'mlerp' (did you mean 'prune'?)",
         ),
+        (
+            {"stages__all__method": {"name": "tofu"}, "ratio": {"curve": "constant", "start": 0.5}},
+            "stages[0].reduce: found 'mlerp' at 'attn', of which only keys are merged, head by head; accepted 'mean'",
+        ),
+        (
+            {"layers": [{"match": "**.0", "reduce": "mlerp"}]},
+            "stages[0].reduce: found 'mlerp' at 'attn'",
+        ),
         ({"ratio": {"curve": "ful"}}, "ratio.curve: found 'ful'"),
         ({"stages__all__method": {"name": "todo", "factr": 2}}, "did you mean 'factor'?"),
         ({"stages__all__method": {"name": "todo", "factor": 1}}, "found factor 1; accepted 2 or more"),

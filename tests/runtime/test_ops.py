@@ -212,6 +212,49 @@ def test_methods_without_ages_keep_none() -> None:
 # -- thresholds ---------------------------------------------------------------------------------------
 
 
+def test_a_method_without_ages_leaves_those_of_others_alone() -> None:
+    calls = Calls(RULES)
+    calls.state.ages[0] = torch.ones(4, TOKENS, dtype=torch.int32)
+    plan(make(Spy(needs=frozenset()), calls))
+    assert torch.equal(calls.state.ages[0], torch.ones(4, TOKENS, dtype=torch.int32))
+
+
+def test_a_block_removes_and_reduces_as_its_rule_says() -> None:
+    spy, planned = Spy(), {}
+    call = make(spy, removes={1: 6}, reduces={1: "prune"}, reduce="mlerp")
+    plans = [plan(call, block, planned) for block in range(3)]
+    assert [(made.removed, made.reduce) for made in plans] == [(12, "mlerp"), (6, "prune"), (12, "mlerp")]
+    shared = make(spy, every_layers=2, reduces={1: "prune"})
+    first, second = (plan(shared, block, planned := {} if block == 0 else planned) for block in range(2))
+    assert (first.reduce, second.reduce) == ("mean", "prune")
+    assert first.assign is second.assign
+    assert shared.removed_in(0) == 12
+    assert make(spy, every_layers=2, removes={2: 6, 3: 6}).removed_in(1) == 6
+
+
+def test_what_guidance_changed_reaches_the_method() -> None:
+    calls, spy = Calls(RULES), Spy(needs=frozenset({"importance"}))
+    calls.state.set_importance(torch.arange(4 * TOKENS).view(4, TOKENS))
+    plan(make(spy, calls))
+    assert torch.equal(spy.views[0].importance, calls.state.importance)  # type: ignore[arg-type]
+    plan(make(spy, calls, halves=2))
+    assert spy.views[1].importance is not None
+    assert spy.views[1].importance.shape == (2, TOKENS)
+    plan(make(Spy(), calls))
+    assert make(Spy(), calls).reads("ages")
+    assert not make(Spy(), calls).reads("importance")
+
+
+def test_another_metric_is_what_a_threshold_is_laid_on() -> None:
+    calls = Calls(RULES)
+    call = make(Spy(), calls, threshold=0.99)
+    alike = torch.ones_like(X)
+    assert ops.measure_tokens(BlockContext(call, 0, {}), X, 0, alike) is X
+    assert int(calls.state.above[0]) == TOKENS // 4 * 3
+    ops.measure_tokens(BlockContext(call, 0, {}), X, 0)
+    assert int(calls.state.above[0]) < TOKENS // 4 * 3
+
+
 def test_a_merging_step_counts_for_the_next_one() -> None:
     calls = Calls(RULES)
     plan(make(Spy(), calls, threshold=-1.0))
