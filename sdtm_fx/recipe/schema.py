@@ -103,7 +103,8 @@ class PlanSharing(Part):
     """What a slot of several tokens, or of their keys and values, holds: their ``mean``, or (``prune``) the token
     that represents it; absent: what the method says."""
     proportional: bool = False
-    """Proportional attention: the logarithm of the size of its slot is added to the logits of every image key."""
+    """Proportional attention: the logarithm of the size of its slot is added to the logits of every image key, by
+    an additive mask, which not all attention kernels take."""
 
 
 class PromptWeight(Part):
