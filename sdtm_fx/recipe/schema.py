@@ -107,7 +107,8 @@ class PlanSharing(Part):
     ages: Literal["step", "call"] = "step"
     """Whether token ages count denoising steps, or calls of the method (the released SDTM code)."""
     proportional: bool = False
-    """Proportional attention: the logarithm of the size of its slot is added to the logits of every image key."""
+    """Proportional attention: the logarithm of the size of its slot is added to the logits of every image key, by
+    an additive mask, which not all attention kernels take."""
 
 
 class PromptWeight(Part):

@@ -209,6 +209,25 @@ def test_methods_without_ages_keep_none() -> None:
     assert calls.state.ages == {}
 
 
+def test_methods_without_ages_leave_those_of_others_alone() -> None:
+    """Whether an earlier stage made some must not matter to a graph."""
+    calls = Calls(RULES)
+    plan(make(Spy(), calls))
+    before = calls.state.ages[0].clone()
+    plan(make(Spy(frozenset()), calls))
+    assert before.max() == 1
+    assert torch.equal(calls.state.ages[0], before)
+
+
+@pytest.mark.parametrize(("said", "found"), [(None, "mean"), ("mean", "mean"), ("prune", "prune")])
+def test_the_recipe_may_say_what_a_slot_holds(said: Any, found: str) -> None:
+    spy, calls = Spy(), Calls(RULES)
+    assert plan(make(spy, calls, reduce=said)).reduce == found
+    # A plan that is kept is made as the method has it, and read as the recipe says.
+    kept(calls, spy, True)
+    assert kept(calls, spy, False, reduce=said).reduce == found
+
+
 # -- thresholds ---------------------------------------------------------------------------------------
 
 
