@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
+from sdtm_fx.base_plan import Plan
 from sdtm_fx.errors import PlanError, nearest
 from sdtm_fx.methods.base import Method, OptionError, TokenView
 from sdtm_fx.methods.fidm import FIDM
@@ -17,9 +18,9 @@ from sdtm_fx.methods.local_match import LocalMatch
 from sdtm_fx.methods.random import Random
 from sdtm_fx.methods.skip import Skip
 from sdtm_fx.methods.ssm import SSM
+from sdtm_fx.methods.toma import ToMA
 from sdtm_fx.methods.tome import ToMe
 from sdtm_fx.methods.uniform import Uniform
-from sdtm_fx.plan import MergePlan
 
 __all__ = [
     "FIDM",
@@ -32,6 +33,7 @@ __all__ = [
     "OptionError",
     "Random",
     "Skip",
+    "ToMA",
     "ToMe",
     "TokenView",
     "Uniform",
@@ -45,6 +47,7 @@ METHODS: Mapping[str, type[Method]] = MappingProxyType(
         "fidm": FIDM,
         "local_match": LocalMatch,
         "tome": ToMe,
+        "toma": ToMA,
         "random": Random,
         "uniform": Uniform,
         "skip": Skip,
@@ -53,7 +56,7 @@ METHODS: Mapping[str, type[Method]] = MappingProxyType(
 """The methods by the name that recipes use."""
 
 AnyMethod = Annotated[
-    SSM | IDM | FIDM | LocalMatch | ToMe | Random | Uniform | Skip, Field(discriminator="name")
+    SSM | IDM | FIDM | LocalMatch | ToMe | ToMA | Random | Uniform | Skip, Field(discriminator="name")
 ]
 """The type of a recipe's `method` key; `name` says which one it is."""
 
@@ -68,7 +71,7 @@ def plan_merge(
     attention: Tensor | None = None,
     salt: int | Tensor = 0,
     **options: object,
-) -> MergePlan:
+) -> Plan:
     """Choose which tokens of a grid share a slot.
 
     Args:
