@@ -10,7 +10,7 @@ from sdtm_fx.cost.effort import Effort
 from sdtm_fx.cost.gate import NOTHING, Offer, best_offers, marginal, pays, subsets
 from sdtm_fx.cost.gate_schedule import drop_levels
 from sdtm_fx.cost.model import CostModel, MeasuredBlock, sites_of
-from sdtm_fx.cost.planning import plan_effort
+from sdtm_fx.cost.planning import plan_cost, plan_effort
 from sdtm_fx.cost.profile import DeviceProfile
 from sdtm_fx.phase import Schedule
 from sdtm_fx.recipe.schema import Recipe
@@ -70,6 +70,12 @@ class _Gate:
         self._known: dict[tuple[int, Level], dict[frozenset[str], Offer]] = {}
         self._chosen: dict[tuple[Level, str], Offer] = {}
         self._plans = {level: self._plan(level) for level in self.levels}
+        self._per_channel = {
+            (stage, remove): plan_cost(
+                self.recipe.stages[stage].method, size.grid, size.text, 1, remove
+            ).per_channel
+            for stage, remove in self.levels
+        }
 
     def decide(self) -> GateDecision:
         groups = self._groups()
@@ -115,8 +121,9 @@ class _Gate:
         if cost is None or cost.extra is None:
             return NOTHING
         macs = cost.saving.at(tokens, size.text, remove) * size.batch
+        moving = Effort(attention=float(self._per_channel[level] * cost.moved * size.batch))
         saved = cost.extra.saved(remove, size.batch, item) + Effort(macs.linear, macs.attention)
-        spent = cost.extra.spent(tokens, size.batch, item)
+        spent = cost.extra.spent(tokens, size.batch, item) + moving
         spent = spent + cost.extra.storing(tokens, size.batch, item) * self.stores_per_step
         return Offer(kept, self.profile.seconds(saved), self.profile.seconds(spent))
 
@@ -127,11 +134,16 @@ class _Gate:
         width = next((cost.width for cost in whole if cost is not None), None)
         if width is None:
             return 0.0
-        steps = Counter(p.fresh_plan for p in map(self.schedule.phase, range(self.schedule.steps))
-                        if (p.stage, p.remove) == level)  # fmt: skip
-        fresh = steps[True] / steps.total() if steps else 1.0
-        effort = plan_effort(self.recipe, stage, size.grid, size.text, width, remove, size.batch, size.dtype)
-        return fresh * self.profile.seconds(effort)
+        steps = map(self.schedule.phase, range(self.schedule.steps))
+        phases = [p for p in steps if (p.stage, p.remove) == level]
+        made = Counter(p.fresh_destinations for p in phases if p.fresh_plan) if phases else Counter([True])
+        seconds = 0.0
+        for fresh, count in made.items():
+            effort = plan_effort(
+                self.recipe, stage, size.grid, size.text, width, remove, size.batch, size.dtype, not fresh
+            )
+            seconds += self.profile.seconds(effort) * count / max(len(phases), 1)
+        return seconds
 
     def _reconcile(self, groups: list[list[MeasuredBlock]]) -> None:
         """See to it that dense steps store what phases read: one graph stores for all phases of its stages.

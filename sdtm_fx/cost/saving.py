@@ -60,6 +60,7 @@ class BlockCost:
         width: Channels that similarity is computed from.
         dense: MACs of the whole block at the measured size, per sample, nothing removed.
         size: Image and text tokens of the measured size.
+        moved: Channels that are brought into slots and back, over all merges and unmerges of the block.
         extra: What the stage adds and saves beside products, the search for tokens left out; None where only
             products were counted.
     """
@@ -70,6 +71,7 @@ class BlockCost:
     dense: Macs
     size: tuple[int, int]
     extra: Extra | None
+    moved: int = 0
 
     def dense_at(self, tokens: int, text: int) -> float:
         """Total MACs per sample without merging, scaled from the measured size; good to a few percent."""
@@ -98,23 +100,32 @@ def measure_block(trial: Trial, text: int) -> BlockCost | None:
         added = {remove: counter.effort - dense.effort for remove, counter in merged.items()}
         extra = fit_extra(added, stored.effort - dense.effort, tokens, batch, sequence.dtype.itemsize)
     counted = {remove: counter.products for remove, counter in merged.items()}
+    moved = trial.program.moved.get(trial.variant, 0)
     if method.merges:
         plans = 1 if "batch" in trial.recipe.plan.share else batch
         scoring = score_macs(method, trial.grid, text, width) * plans
-        saving, sites = _of_merging(dense.products, counted, scoring, batch, tokens, text)
+        # Products that merge and unmerge follow a law of their own; `moved` stands for them.
+        moving = {n: Macs(0.0, float(trial.per_channel(n) * moved * batch)) for n in counted}
+        besides = {n: scoring + macs for n, macs in moving.items()}
+        saving, sites = _of_merging(dense.products, counted, besides, batch, tokens, text)
     else:
         (skipped,) = counted.values()
         left = functools.partial(_skipped, dense.products, skipped, batch, tokens, text)
         saving, sites = left(None), {name: left(name) for name in dense.products.inside}
     whole = dense.products.macs * (1 / batch)
-    return BlockCost(saving, sites, width, whole, (tokens, text), extra)
+    return BlockCost(saving, sites, width, whole, (tokens, text), extra, moved if method.merges else 0)
 
 
 def _of_merging(
-    dense: MacCounter, merged: dict[int, MacCounter], scoring: Macs, batch: int, tokens: int, text: int
+    dense: MacCounter,
+    merged: dict[int, MacCounter],
+    besides: dict[int, Macs],
+    batch: int,
+    tokens: int,
+    text: int,
 ) -> tuple[Saving, dict[str, Saving]]:
-    """What merging saves in the block, and at each site."""
-    saved = {remove: dense.macs - counter.macs + scoring for remove, counter in merged.items()}
+    """What merging saves in the block, and at each site, what was counted `besides` taken out."""
+    saved = {remove: dense.macs - counter.macs + besides[remove] for remove, counter in merged.items()}
     sites = {
         name: {remove: inside - counter.inside[name] for remove, counter in merged.items()}
         for name, inside in dense.inside.items()

@@ -32,8 +32,9 @@ class SiteRecord:
         stage: Name of the stage whose graph the block ran, None on dense steps.
         grid: (height, width) of the image in tokens.
         kept: Image tokens that the site computed: all N of them, M after merging, none where all is forecast.
-        assign: [B, N] int32 on the CPU, the slot of every image token, where tokens were merged; else None. B is
-            the batch of the call; where guidance stacks both halves, diffusers puts the negative one first.
+        assign: [B, N] int32 on the CPU, the slot of every image token, where tokens were merged; else None. Under
+            a plan that mixes slots (`toma`) it is the slot that a token gives most to. B is the batch of the call;
+            where guidance stacks both halves, diffusers puts the negative one first.
         positions: [B, M] int32 on the CPU, the token whose position each slot has; None where `assign` is.
     """
 

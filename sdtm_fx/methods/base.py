@@ -89,7 +89,7 @@ class Method(ABC):
         return Unmerging.COPY
 
     def search_macs(self, grid: tuple[int, int], remove: int) -> float:
-        """Return the work of a plan, per sample, that is no product: as many multiply-accumulates. 0 if it is little."""
+        """Return what a plan costs per sample beside products, in multiply-accumulates; 0 where it is little."""
         return 0.0
 
     def plan(self, view: TokenView, remove: int) -> Plan:

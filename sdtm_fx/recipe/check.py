@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from sdtm_fx.errors import nearest
-from sdtm_fx.methods import SSM, Method, Skip
+from sdtm_fx.methods import METHODS, SSM, Method, Skip
 from sdtm_fx.recipe.match import compile_match
 from sdtm_fx.recipe.problems import KeyPath, Problem, misfit, show_choices
 from sdtm_fx.recipe.ratio import Ratio, ThresholdRatio, peak
@@ -162,4 +162,27 @@ def _check_sharing(recipe: Recipe) -> Iterator[Problem]:
                 ("stages", index, "sites"),
                 f"{merged[0]!r}, whose rotary tables have no batch axis, with a plan per sample",
                 "plan.share with 'batch'",
+            )
+    yield from _check_destinations(recipe)
+
+
+def _check_destinations(recipe: Recipe) -> Iterator[Problem]:
+    """Check that destinations outlive plans, and that there are any."""
+    every, path = recipe.plan.destinations_every, ("plan", "destinations_every")
+    if every is None:
+        return
+    if every % recipe.plan.every_steps:
+        yield misfit(
+            path,
+            f"{every} beside every_steps {recipe.plan.every_steps}",
+            f"a multiple of {recipe.plan.every_steps}: destinations change only where a plan is made",
+        )
+    for stage in recipe.stages:
+        if stage.method.merges and not stage.method.chooses_destinations:
+            choosing = [name for name, method in METHODS.items() if method.chooses_destinations]
+            yield misfit(
+                path,
+                f"{every} with method {stage.method.name} in stage {stage.name!r}, which has no destinations of "
+                "its own",
+                f"only methods that choose destinations before they weigh tokens: {', '.join(choosing)}",
             )

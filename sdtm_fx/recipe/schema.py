@@ -91,10 +91,19 @@ class PlanSharing(Part):
     """Number of consecutive blocks that share a plan."""
     every_steps: Positive = 1
     """Number of consecutive steps that share a plan."""
+    destinations_every: Positive | None = None
+    """Number of consecutive steps that share the destinations of a plan, a multiple of `every_steps`: in between,
+    tokens are weighed anew for the same ones. For methods that choose destinations first (`toma`); absent: as
+    `every_steps`."""
     round_to: Positive = 64
     """Kept counts are multiples of this where the sequence allows."""
     ages: Literal["step", "call"] = "step"
     """Whether token ages count denoising steps, or calls of the method (the released SDTM code)."""
+
+    @property
+    def keeps_plans(self) -> bool:
+        """Whether some step takes over a plan, or its destinations, from a step before."""
+        return (self.destinations_every or self.every_steps) > 1
 
 
 class PromptWeight(Part):
@@ -245,6 +254,8 @@ class Recipe(Part):
         data = self.to_data()
         if data["gate"] == "auto":
             del data["gate"]  # younger than version 1: recipes that say nothing keep the hash that they had
+        if data["plan"]["destinations_every"] is None:
+            del data["plan"]["destinations_every"]
         text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from sdtm_fx.base_plan import Plan
 from sdtm_fx.methods.base import Method, TokenView
-from sdtm_fx.plan import MergePlan
 from sdtm_fx.runtime.call import Call
 
 
@@ -58,7 +58,7 @@ def _rows(call: Call, batch: int) -> int:
     return 1 if call.share_batch else batch // call.halves
 
 
-def _plan_of(method: Method, grid: tuple[int, int], rows: int, remove: int) -> MergePlan:
+def _plan_of(method: Method, grid: tuple[int, int], rows: int, remove: int) -> Plan:
     """A plan on fake tensors: what its sizes are."""
     tokens = grid[0] * grid[1]
     with FakeTensorMode():
@@ -71,6 +71,6 @@ def _plan_of(method: Method, grid: tuple[int, int], rows: int, remove: int) -> M
         return method.plan(view, remove)
 
 
-def _empty(shape: MergePlan, device: torch.device) -> MergePlan:
+def _empty(shape: Plan, device: torch.device) -> Plan:
     with torch.inference_mode(False):
         return shape.with_tensors(torch.zeros(t.shape, dtype=t.dtype, device=device) for t in shape.tensors())

@@ -213,7 +213,7 @@ class Runtime:
             halves=halves,
             share_batch="batch" in recipe.plan.share,
             every_layers=recipe.plan.every_layers,
-            keep_plans=recipe.plan.every_steps > 1,
+            keep_plans=recipe.plan.keeps_plans,
             one_age_counter=recipe.plan.ages == "call",
             advance_ages=first,
             state=state,
@@ -270,8 +270,9 @@ class Runtime:
             scheduled = schedule.last_refresh(step)
             if not state.refreshed or (scheduled is not None and state.refreshed[0] < scheduled):
                 return Phase(stage=None, remove=0, refresh=True)
-        if self.static and not phase.fresh_plan and state.held != (phase.stage, phase.remove):
-            return replace(phase, fresh_plan=True)
+        reads_kept = not (phase.fresh_plan and phase.fresh_destinations)
+        if self.static and reads_kept and state.held != (phase.stage, phase.remove):
+            return replace(phase, fresh_plan=True, fresh_destinations=True)
         return phase
 
 

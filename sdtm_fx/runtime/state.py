@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from sdtm_fx.plan import MergePlan
+from sdtm_fx.base_plan import Plan
 
 
 @dataclass
@@ -53,9 +53,9 @@ class BranchState:
 
     static: bool = False
     ages: dict[int, torch.Tensor] = field(default_factory=dict)
-    plans: dict[int, MergePlan] = field(default_factory=dict)
+    plans: dict[int, Plan] = field(default_factory=dict)
     held: tuple[int, int] | None = None
-    laid_out: dict[tuple[int, int], dict[int, MergePlan]] = field(default_factory=dict)
+    laid_out: dict[tuple[int, int], dict[int, Plan]] = field(default_factory=dict)
     features: dict[tuple[int, str], Feature] = field(default_factory=dict)
     spare: dict[tuple[int, str], Feature] = field(default_factory=dict)
     unsettled: list[Feature] = field(default_factory=list)
@@ -102,7 +102,7 @@ class BranchState:
         """Update the log-weight of text keys."""
         self.prompt_bias = _filled(self.prompt_bias, bias, torch.float32, device)
 
-    def keep_plan(self, group: int, plan: MergePlan) -> None:
+    def keep_plan(self, group: int, plan: Plan) -> None:
         """Keep a plan for later steps; where tensors were laid out for it, in those."""
         if self.static:
             self.plans[group].copy_(plan)
