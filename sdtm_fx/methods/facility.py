@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_TIE = 1e-6
+
 
 def facility_location(similarity: Tensor, count: int) -> Tensor:
     """Choose destinations T that maximise f(T) = Σ_i max_{j in T} S_ij, one after the other.
@@ -12,7 +14,8 @@ def facility_location(similarity: Tensor, count: int) -> Tensor:
     With c_i the similarity of token i to the nearest chosen one, the next is the v with the largest gain
     Σ_i max(0, S_iv - c_i); the first has the largest sum Σ_i S_iv. A token is chosen once (the released code of
     ToMA may choose one again when every gain is zero). On ties the first token wins, so equal tokens are chosen
-    in their order.
+    in their order. Gains that differ by less than a millionth of V are ties: two tokens that are nearer to each
+    other than to any destination gain exactly as much, and rounding must not decide between them.
 
     f(T) + V, which is 0 for no destination since cosines are at least -1, is monotone and submodular, so what is
     chosen reaches 1 - 1/e of its optimum (Nemhauser, Wolsey and Fisher 1978); where no similarity is negative, f
@@ -35,7 +38,9 @@ def facility_location(similarity: Tensor, count: int) -> Tensor:
     for _ in range(count):
         if chosen:
             gain = (similarity - nearest[..., None]).clamp_min(0).sum(dim=-2)
-        pick = gain.masked_fill(taken, -torch.inf).argmax(dim=-1, keepdim=True)
+        left = gain.masked_fill(taken, -torch.inf)
+        best = left >= left.amax(dim=-1, keepdim=True) - _TIE * size
+        pick = best.to(torch.uint8).argmax(dim=-1, keepdim=True)
         chosen.append(pick)
         taken = taken | (token == pick)
         column = pick[..., None].expand(*similarity.shape[:-1], 1)
