@@ -34,7 +34,7 @@ def facility_location(similarity: Tensor, count: int) -> Tensor:
     gain = similarity.sum(dim=-2)
     nearest = torch.full_like(gain, -torch.inf)
     taken = torch.zeros_like(gain, dtype=torch.bool)
-    chosen = []
+    chosen: list[Tensor] = []
     for _ in range(count):
         if chosen:
             gain = (similarity - nearest[..., None]).clamp_min(0).sum(dim=-2)

@@ -46,11 +46,10 @@ def lay_out_plans(call: Call, groups: Sequence[int], batch: int, device: torch.d
     state, stage, remove = call.state, call.phase.stage, call.phase.remove
     if not call.keep_plans or stage is None or call.method is None or not call.method.merges:
         return
-    state.held = stage, remove
-    if state.held not in state.laid_out:
+    if (stage, remove) not in state.laid_out:
         shape = _plan_of(call.method, call.grid, _rows(call, batch), remove)
-        state.laid_out[state.held] = {group: _empty(shape, device) for group in groups}
-    state.plans = state.laid_out[state.held]
+        state.laid_out[stage, remove] = {group: _empty(shape, device) for group in groups}
+    state.plans = state.laid_out[stage, remove]
 
 
 def _rows(call: Call, batch: int) -> int:

@@ -245,6 +245,8 @@ class Runtime:
             state.shift()
         if recipe.reuse is not None and recipe.reuse.order == 1 and phase.stage is not None:
             state.set_slope(step, device)
+        if phase.stage is not None and recipe.stages[phase.stage].method.merges:
+            state.held = phase.stage, phase.remove
         # Filled on the device: a copy from the host would make it wait.
         state.set_salt(int(combine(recipe.seed, step)), device)
         if recipe.prompt is not None:
@@ -271,7 +273,7 @@ class Runtime:
             if not state.refreshed or (scheduled is not None and state.refreshed[0] < scheduled):
                 return Phase(stage=None, remove=0, refresh=True)
         reads_kept = not (phase.fresh_plan and phase.fresh_destinations)
-        if self.static and reads_kept and state.held != (phase.stage, phase.remove):
+        if reads_kept and state.held != (phase.stage, phase.remove):
             return replace(phase, fresh_plan=True, fresh_destinations=True)
         return phase
 

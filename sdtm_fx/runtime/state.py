@@ -38,7 +38,8 @@ class BranchState:
         static: Whether all tensors are laid out before the blocks run, and stay where they are.
         ages: Per plan group, [P, N] int32: steps since each token was last on its own.
         plans: Per plan group, the plan of an earlier step that this step reuses.
-        held: Stage of those plans and how many tokens they remove, None while there are none of this generation.
+        held: Stage of those plans and how many tokens they remove, None while there are none of this generation:
+            another stage may remove as many by another method.
         laid_out: Tensors for plans, by stage and tokens removed.
         features: Per block and site, the outputs of dense steps.
         spare: Features of an earlier generation whose tensors serve again; their values mean nothing.

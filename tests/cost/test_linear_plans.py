@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +13,11 @@ import sdtm_fx
 from sdtm_fx.cost.counter import MacCounter, Macs
 from sdtm_fx.cost.effort import EffortCounter
 from sdtm_fx.cost.planning import plan_cost, plan_effort, plan_macs
+from sdtm_fx.cost.profile_cache import VARIABLE, save_profile
 from sdtm_fx.methods import SSM, Skip, TokenView, ToMA
 from sdtm_fx.phase import Phase
-from tests.user.cases import FLUX_ATTENTION, SD3, Case, moving, the_rewriting
+from tests.rates import FREE, made_up
+from tests.user.cases import FLUX_ATTENTION, SD3, Case, moving, observed_inputs, run_steps, the_rewriting
 
 GRID, TOKENS, WIDTH = (8, 8), 64, 16
 TILE, GLOBAL = ToMA(region="tile"), ToMA()
@@ -82,6 +85,22 @@ def test_fake_tensors_count_as_real_ones() -> None:
         fake = run()
     assert (fake.attention, fake.linear) == (real.attention, real.linear)
     assert real.attention > 0
+
+
+@pytest.mark.parametrize(("attention", "merged"), [(FREE, {64, 32}), (1e-3, {64})], ids=["free", "costly"])
+def test_the_gate_weighs_what_merging_multiplies(
+    attention: float, merged: set[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where only products of merging cost time, feed-forward layers alone do not pay for them."""
+    monkeypatch.setenv(VARIABLE, str(tmp_path))
+    save_profile(made_up(linear=1.0, attention=attention))
+    recipe = recipe_of(SD3, {"name": "toma", "tile": [2, 2]})
+    dense_first = {"keep_dense": {"first_steps": 1, "last_steps": 0, "every_steps": None}}
+    model = SD3.model()
+    sdtm_fx.rewrite(model, recipe.override({"stages.all.sites": ["ff"], **dense_first}))
+    with observed_inputs(model, ".ff") as seen:
+        run_steps(model, SD3.inputs(), 4)
+    assert {shape[1] for _, shape in seen} == merged
 
 
 def recipe_of(case: Case, method: dict[str, Any]) -> sdtm_fx.Recipe:

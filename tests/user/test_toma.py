@@ -155,6 +155,27 @@ def test_weights_may_be_made_at_every_step(monkeypatch: pytest.MonkeyPatch) -> N
     assert [how for how, _ in made] == ["chosen", "weighed", "weighed", "chosen", "weighed"]
 
 
+def test_a_plan_of_another_stage_has_no_destinations_to_keep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A branch that lacks features refreshes in place of the step that should have chosen destinations."""
+    model, inputs = SD3.model(), SD3.inputs()
+    stages = [
+        {**ONE_STAGE["stages"][0], "name": "first", "until": 0.5, "method": {**TILE, "tile": [4, 4]}},
+        {**ONE_STAGE["stages"][0], "name": "second"},
+    ]
+    recipe = SD3.recipe().override(
+        {**FLAT, "stages": stages, "plan.every_layers": 9, "plan.destinations_every": 9}
+    )
+    sdtm_fx.rewrite(model, recipe)
+    runtime = the_rewriting(model).runtime
+    with plans_made(monkeypatch) as made, torch.no_grad(), sdtm_fx.steps(model, 8) as clock:
+        for step in range(8):
+            if step != 4:  # the first of the second stage is left out
+                model(**moving(inputs, step, 8))
+            clock.advance()
+    assert runtime.schedule(8, (8, 8), 5).phase(5).fresh_destinations is False
+    assert [how for how, _ in made] == ["chosen", "weighed", "weighed", "chosen", "weighed", "weighed"]
+
+
 def test_explain_tells_the_phases_apart() -> None:
     model = SD3.model()
     sdtm_fx.rewrite(model, SD3.recipe().override({**FLAT, **ONE_STAGE, **INTERVALS}))
