@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from torch import fx
 
+from sdtm_fx.base_plan import Unmerging
 from sdtm_fx.errors import SiteError, nearest
 from sdtm_fx.rewriting.work import BlockWork, Pass
 from sdtm_fx.runtime import ops
@@ -28,11 +29,20 @@ def insert_merges(work: BlockWork) -> int:
                 _mark_keys(work, site)
             continue
         plan = _merge(work, site) if work.merges else None
-        mark(work.graph, plan, site.exit, site.spec.id)
+        mark(work.graph, plan, site.exit, _feature_name(work, site))
         if _is_skipped(work):
             for index, side in enumerate(site.side):
                 mark(work.graph, None, side, f"{site.spec.id}.{index}")
     return len(work.sites)
+
+
+def _feature_name(work: BlockWork, site: Site) -> str:
+    """What the features of a site are called: its id, and how they are unmerged where that is no copy.
+
+    The mark then moves less far, so a stage of another kind has no use for what is stored there.
+    """
+    kind = work.unmerging
+    return site.spec.id if kind is Unmerging.COPY else f"{site.spec.id}:{kind.value}"
 
 
 def _is_skipped(work: BlockWork) -> bool:

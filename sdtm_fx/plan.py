@@ -1,4 +1,4 @@
-"""Merge plans: which tokens share a slot, and how features go into slots and come back."""
+"""Assignment plans: which tokens share a slot, and how features go into slots and come back."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sdtm_fx.base_plan import Plan
 from sdtm_fx.errors import PlanError
 from sdtm_fx.reductions import Reduce, lengthen
 
 
 @dataclass(frozen=True)
-class MergePlan:
+class MergePlan(Plan):
     """Assigns N tokens to M slots; merging makes one token of a slot, unmerging copies it back.
 
     P is the batch of the plan: that of the features, or 1 when the whole batch shares it. Sizes are
@@ -44,9 +45,14 @@ class MergePlan:
         return self.assign.shape[1]
 
     @property
-    def removed(self) -> int:
-        """N - M, the number of tokens that merging takes away."""
-        return self.tokens - self.kept
+    def slots(self) -> Tensor:
+        """[P, N] int64, the slot of every token: `assign`."""
+        return self.assign
+
+    @property
+    def macs_per_channel(self) -> int:
+        """None: slots are gathered and averaged, and copied back."""
+        return 0
 
     @property
     def sizes(self) -> Tensor:
@@ -117,35 +123,18 @@ class MergePlan:
             reduce=self.reduce,
         )
 
-    def repeat(self, times: int) -> MergePlan:
-        """Return the plan of a batch that stacks `times` copies of this plan's batch (CFG halves)."""
-        return self.with_tensors(t.repeat(times, 1) for t in self.tensors())
-
     def reduced_by(self, reduce: Reduce | None) -> MergePlan:
         """Return the plan with another reduction; None leaves it as it is."""
         return self if reduce in (None, self.reduce) else replace(self, reduce=reduce)
 
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return `assign`, `positions`, `order` and `starts`."""
-        return self.assign, self.positions, self.order, self.starts
+    def names(self) -> tuple[str, ...]:
+        """Return what the tensors are called, in the order of `tensors()`."""
+        return "assign", "positions", "order", "starts"
 
     def with_tensors(self, tensors: Iterable[Tensor]) -> MergePlan:
         """Return the plan with other tensors, in the order of `tensors()`."""
         assign, positions, order, starts = tensors
         return replace(self, assign=assign, positions=positions, order=order, starts=starts)
-
-    def copy_(self, other: MergePlan) -> None:
-        """Take over another plan of the same sizes, in place."""
-        for mine, its in zip(self.tensors(), other.tensors(), strict=True):
-            mine.copy_(its)
-
-    def next_ages(self, ages: Tensor) -> Tensor:
-        """Return the ages after this plan: one more where a token shares its slot, zero where it does not.
-
-        Args:
-            ages: [B, N] int, steps since each token was last alone in its slot.
-        """
-        return torch.where(self.merged_mask, ages + 1, torch.zeros_like(ages))
 
     def _mean(self, x: Tensor) -> Tensor:
         if self.uniform is not None and torch.compiler.is_compiling():
@@ -191,14 +180,6 @@ class MergePlan:
         rows = take_rows(x, self.order)
         windows = rows[:, alone:].unflatten(1, (self.kept - alone, group))
         return torch.cat([rows[:, :alone], windows.mean(dim=2)], dim=1)
-
-    def _check(self, x: Tensor, length: int, verb: str) -> None:
-        batch = self.assign.shape[0]
-        if x.ndim != 3 or x.shape[1] != length or batch not in (1, x.shape[0]):
-            raise PlanError(
-                f"{verb}: found a tensor of shape {tuple(x.shape)}; this plan accepts "
-                f"[{'any batch' if batch == 1 else batch}, {length}, any width]"
-            )
 
 
 def identity_plan(batch: int, tokens: int, device: torch.device) -> MergePlan:

@@ -44,7 +44,9 @@ class RegionalExecutor:
         """Run one block; see `sdtm_fx.runtime.binding.Executor`."""
         function = None if call.variant is None else program.functions.get(call.variant)
         if function is None:
-            key = replace(PhaseKey.of(call), variant=None, remove=0, fresh_plan=True, halves=1)
+            key = replace(
+                PhaseKey.of(call), variant=None, remove=0, fresh_plan=True, fresh_destinations=True, halves=1
+            )
             return self._compiled(program.dense, (key, _layouts(leaves)), "dense")(block, *leaves)
         assert call.variant is not None
         self.layout.lay_out(call, binding.index, block, program, leaves)

@@ -10,7 +10,7 @@ from sdtm_fx.cost.effort import Effort
 from sdtm_fx.cost.gate import NOTHING, Offer, best_offers, marginal, pays, subsets
 from sdtm_fx.cost.gate_schedule import drop_levels
 from sdtm_fx.cost.model import CostModel, MeasuredBlock, sites_of
-from sdtm_fx.cost.planning import plan_effort
+from sdtm_fx.cost.planning import plan_cost, plan_effort
 from sdtm_fx.cost.profile import DeviceProfile
 from sdtm_fx.phase import Schedule
 from sdtm_fx.recipe.schema import Recipe
@@ -70,6 +70,7 @@ class _Gate:
         self._known: dict[tuple[int, Level, int], dict[frozenset[str], Offer]] = {}
         self._chosen: dict[tuple[Level, str], Offer] = {}
         self._plans: dict[tuple[Level, int], float] = {}
+        self._per_channel: dict[tuple[int, int], int] = {}
 
     def decide(self) -> GateDecision:
         groups = self._groups()
@@ -116,8 +117,9 @@ class _Gate:
         if cost is None or cost.extra is None:
             return NOTHING
         macs = cost.saving.at(tokens, size.text, remove) * size.batch
+        moving = Effort(attention=float(self._macs_per_channel(stage, remove) * cost.moved * size.batch))
         saved = cost.extra.saved(remove, size.batch, item) + Effort(macs.linear, macs.attention)
-        spent = cost.extra.spent(tokens, size.batch, item)
+        spent = cost.extra.spent(tokens, size.batch, item) + moving
         spent = spent + cost.extra.storing(tokens, size.batch, item) * self.stores_per_step
         return Offer(kept, self.profile.seconds(saved), self.profile.seconds(spent))
 
@@ -126,6 +128,13 @@ class _Gate:
         stage, remove = level
         tokens = self.size.grid[0] * self.size.grid[1]
         return self.cost.layers.remove(block.index, remove, self.recipe.stages[stage].method, tokens)
+
+    def _macs_per_channel(self, stage: int, remove: int) -> int:
+        """MACs of one merge, and of one unmerge, per channel and sample."""
+        if (stage, remove) not in self._per_channel:
+            cost = plan_cost(self.recipe.stages[stage].method, self.size.grid, self.size.text, 1, remove)
+            self._per_channel[stage, remove] = cost.per_channel
+        return self._per_channel[stage, remove]
 
     def plan(self, block: MeasuredBlock, level: Level) -> float:
         """Seconds per call that the plan takes of the group that a block is in; its blocks remove the same."""
@@ -141,11 +150,16 @@ class _Gate:
         width = next((cost.width for cost in whole if cost is not None), None)
         if width is None:
             return 0.0
-        steps = Counter(p.fresh_plan for p in map(self.schedule.phase, range(self.schedule.steps))
-                        if (p.stage, p.remove) == level)  # fmt: skip
-        fresh = steps[True] / steps.total() if steps else 1.0
-        effort = plan_effort(self.recipe, stage, size.grid, size.text, width, remove, size.batch, size.dtype)
-        return fresh * self.profile.seconds(effort)
+        steps = map(self.schedule.phase, range(self.schedule.steps))
+        phases = [p for p in steps if (p.stage, p.remove) == level]
+        made = Counter(p.fresh_destinations for p in phases if p.fresh_plan) if phases else Counter([True])
+        seconds = 0.0
+        for fresh, count in made.items():
+            effort = plan_effort(
+                self.recipe, stage, size.grid, size.text, width, remove, size.batch, size.dtype, not fresh
+            )
+            seconds += self.profile.seconds(effort) * count / max(len(phases), 1)
+        return seconds
 
     def _reconcile(self, groups: list[list[MeasuredBlock]]) -> None:
         """See to it that dense steps store what phases read: one graph stores for all phases of its stages.

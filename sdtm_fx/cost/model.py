@@ -10,7 +10,7 @@ import torch
 
 from sdtm_fx.capture.arguments import Leaf
 from sdtm_fx.cost.counter import Macs
-from sdtm_fx.cost.planning import plan_macs
+from sdtm_fx.cost.planning import PlanCost, plan_cost
 from sdtm_fx.cost.saving import BlockCost, measure_block
 from sdtm_fx.cost.trial import Trial
 from sdtm_fx.layer_rates import LayerRates
@@ -95,8 +95,13 @@ class CostModel:
         remove: int,
         batch: int = 1,
         left_out: Mapping[str, frozenset[str]] | None = None,
+        *,
+        fresh_plan: bool = True,
+        fresh_destinations: bool = True,
     ) -> Macs:
-        """MACs that a stage saves in one call of the model, what finding the tokens costs taken off.
+        """MACs that a stage saves in one call of the model.
+
+        What finding the tokens costs, and what bringing them into slots and back costs, is taken off.
 
         Args:
             stage: Index of the stage.
@@ -105,22 +110,26 @@ class CostModel:
             remove: Tokens that the phase removes at each site.
             batch: Samples in the call.
             left_out: Sites that the cost gate leaves dense, by path of the block.
+            fresh_plan: Whether plans are made in this call; otherwise they are those of an earlier step.
+            fresh_destinations: Whether the destinations of plans that are made are chosen in this call.
         """
         method, tokens = self.recipe.stages[stage].method, grid[0] * grid[1]
-        total, planning = Macs(), dict[int, Macs]()
+        total, plans = Macs(), dict[int, PlanCost]()
         groups: set[int] = set()
         for block in self.blocks:
             cost = self.block_cost(block, stage, (left_out or {}).get(block.path, frozenset()))
             if cost is None:
                 continue
             own = self.layers.remove(block.index, remove, method, tokens)
-            total = total + cost.saving.at(tokens, text, own) * batch
+            if own not in plans:
+                plans[own] = plan_cost(method, grid, text, cost.width, own)
+            moving = Macs(0.0, float(plans[own].per_channel * cost.moved))
+            total = total + (cost.saving.at(tokens, text, own) - moving) * batch
             group = block.index // self.recipe.plan.every_layers
             if group not in groups:
                 groups.add(group)
-                if own not in planning:
-                    planning[own] = plan_macs(method, grid, text, cost.width, own)
-                total = total - planning[own] * (1 if "batch" in self.recipe.plan.share else batch)
+                planning = _planning(plans[own], fresh_plan, fresh_destinations)
+                total = total - planning * (1 if "batch" in self.recipe.plan.share else batch)
         return total
 
     def step_cost(self, grid: tuple[int, int], text: int) -> Callable[[int | None, int], float]:
@@ -138,3 +147,10 @@ class CostModel:
             )
 
         return cost
+
+
+def _planning(plan: PlanCost, fresh_plan: bool, fresh_destinations: bool) -> Macs:
+    """What one plan costs in a step that makes it, weighs it anew, or takes it over."""
+    if not fresh_plan:
+        return Macs()
+    return plan.made if fresh_destinations else plan.weighed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -17,10 +17,30 @@ from sdtm_fx.runtime.ops import plan_tokens
 from sdtm_fx.runtime.state import BranchState
 
 
+@dataclass(frozen=True)
+class PlanCost:
+    """What a plan costs.
+
+    Attributes:
+        made: MACs of making it.
+        weighed: MACs of making it with the destinations of an earlier one.
+        per_channel: MACs of one merge, and of one unmerge, per channel and sample.
+    """
+
+    made: Macs
+    weighed: Macs
+    per_channel: int
+
+
 def plan_macs(method: Method, grid: tuple[int, int], text: int, width: int, remove: int) -> Macs:
     """What finding the tokens to merge costs, per plan; `width` is that of the tokens compared."""
+    return plan_cost(method, grid, text, width, remove).made
+
+
+def plan_cost(method: Method, grid: tuple[int, int], text: int, width: int, remove: int) -> PlanCost:
+    """What one plan costs; `width` is that of the tokens compared."""
     if remove <= 0 or not method.merges:
-        return Macs()
+        return PlanCost(Macs(), Macs(), 0)
     tokens = grid[0] * grid[1]
     # A continuous curve asks for counts between those that the method can remove; the search costs the same.
     remove = min(max(remove, method.quantum()), method.capacity(grid)) // method.quantum() * method.quantum()
@@ -34,8 +54,14 @@ def plan_macs(method: Method, grid: tuple[int, int], text: int, width: int, remo
             importance=torch.empty(1, tokens) if "importance" in method.needs else None,
         )
         with MacCounter() as counter:
-            method.plan(view, remove)
-    return counter.macs + score_macs(method, grid, text, width)
+            plan = method.plan(view, remove)
+        made = counter.macs + score_macs(method, grid, text, width)
+        made = made + Macs(0.0, method.search_macs(grid, remove))
+        if not method.chooses_destinations:
+            return PlanCost(made, made, plan.macs_per_channel)
+        with MacCounter() as counter:
+            method.replan(view, remove, plan)
+    return PlanCost(made, counter.macs, plan.macs_per_channel)
 
 
 def score_macs(method: Method, grid: tuple[int, int], text: int, width: int) -> Macs:
@@ -64,6 +90,7 @@ def method_effort(method: Method, grid: tuple[int, int], text: int, width: int, 
             grid,
             torch.empty(1, tokens, dtype=torch.int32) if "ages" in method.needs else None,
             torch.empty(1, tokens) if "attention" in method.wants() else None,
+            importance=torch.empty(1, tokens) if "importance" in method.needs else None,
         )
         with counter.counting():
             method.plan(view, remove)
@@ -79,6 +106,7 @@ def plan_effort(
     remove: int,
     batch: int,
     dtype: torch.dtype,
+    keep_destinations: bool = False,
 ) -> Effort:
     """All that making one plan asks of a device, as a block does it.
 
@@ -91,6 +119,7 @@ def plan_effort(
         remove: Tokens removed; what the method can remove.
         batch: Samples in the call; where the recipe shares plans over CFG halves, an even number has two.
         dtype: Of the tokens.
+        keep_destinations: Whether it keeps the destinations of an earlier plan.
     """
     method, tokens = recipe.stages[stage].method, grid[0] * grid[1]
     if remove <= 0 or not method.merges:
@@ -102,6 +131,10 @@ def plan_effort(
         call = model_call(recipe, stage, Variant(stage=stage), grid, remove, state)
         call = replace(call, halves=2 if "cfg" in recipe.plan.share and batch % 2 == 0 else 1)
         metric = torch.empty(batch, tokens, width, dtype=dtype)
+        if keep_destinations:
+            rows = 1 if call.share_batch else batch // call.halves
+            state.plans[0] = method.plan(TokenView(metric[:rows], grid), remove)
+            call = replace(call, phase=replace(call.phase, fresh_destinations=False))
         with counter.counting():
             plan_tokens(
                 BlockContext(call, 0, {}), metric, torch.empty(batch, tokens) if reads_attention else None

@@ -73,6 +73,7 @@ class BlockCost:
         width: Channels that similarity is computed from.
         dense: MACs of the whole block at the measured size, per sample, nothing removed.
         size: Image and text tokens of the measured size.
+        moved: Channels that are brought into slots and back, over all merges and unmerges of the block.
         extra: What the stage adds and saves beside products, the search for tokens left out; None where only
             products were counted.
     """
@@ -83,6 +84,7 @@ class BlockCost:
     dense: Macs
     size: tuple[int, int]
     extra: Extra | None
+    moved: int = 0
 
     def dense_at(self, tokens: int, text: int) -> float:
         """Total MACs per sample without merging, scaled from the measured size; good to a few percent."""
@@ -111,30 +113,37 @@ def measure_block(trial: Trial, text: int) -> BlockCost | None:
         added = {remove: counter.effort - dense.effort for remove, counter in merged.items()}
         extra = fit_extra(added, stored.effort - dense.effort, tokens, batch, sequence.dtype.itemsize)
     counted = {remove: counter.products for remove, counter in merged.items()}
+    moved = trial.program.moved.get(trial.variant, 0)
     if method.merges:
         plans = 1 if "batch" in trial.recipe.plan.share else batch
         scoring = score_macs(method, trial.grid, text, width) * plans
         keyed = key_savings(dense.products, counted, batch, tokens, text) if trial.merges_keys else {}
-        saving, sites = _of_merging(dense.products, counted, keyed, scoring, batch, tokens, text)
+        # Products that merge and unmerge follow a law of their own; `moved` stands for them.
+        moving = {n: Macs(0.0, float(trial.per_channel(n) * moved * batch)) for n in counted}
+        besides = {n: scoring + macs for n, macs in moving.items()}
+        saving, sites = _of_merging(dense.products, counted, keyed, besides, batch, tokens, text)
     else:
         (skipped,) = counted.values()
         left = functools.partial(_skipped, dense.products, skipped, batch, tokens, text)
         saving, sites = left(None), {name: left(name) for name in dense.products.inside}
     whole = dense.products.macs * (1 / batch)
-    return BlockCost(saving, sites, width, whole, (tokens, text), extra)
+    return BlockCost(saving, sites, width, whole, (tokens, text), extra, moved if method.merges else 0)
 
 
 def _of_merging(
     dense: MacCounter,
     merged: dict[int, MacCounter],
     keyed: dict[str, Saving],
-    scoring: Macs,
+    besides: dict[int, Macs],
     batch: int,
     tokens: int,
     text: int,
 ) -> tuple[Saving, dict[str, Saving]]:
-    """What merging saves in the block, and at each site; `keyed` are those where keys alone are merged."""
-    saved = {remove: dense.macs - counter.macs + scoring for remove, counter in merged.items()}
+    """What merging saves in the block, and at each site, what was counted `besides` taken out.
+
+    `keyed` are the sites where keys alone are merged.
+    """
+    saved = {remove: dense.macs - counter.macs + besides[remove] for remove, counter in merged.items()}
     if keyed:  # counted call by call, so that what is left for the fit has no rounding in it
         saved = {
             remove: macs - Macs(0.0, sum(b.macs - a.macs for b, a in _fewer_keys(dense, merged[remove])))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
+from sdtm_fx.base_plan import Plan
 from sdtm_fx.capture.arguments import Leaf
 from sdtm_fx.cost.effort import EffortCounter
 from sdtm_fx.methods.base import TokenView
@@ -89,11 +90,19 @@ class Trial:
                 function(self.block, BlockContext(call, 0, planned), *self.leaves)
         return counter
 
+    def per_channel(self, remove: int) -> int:
+        """MACs of one merge, and of one unmerge, per channel and sample."""
+        with self.sequence.fake_mode:
+            return self._make_plan(remove, 1).macs_per_channel
+
     def _plan(self, remove: int, batch: int) -> dict[int, object]:
         """A plan that the block finds made already."""
-        method, tokens = self.recipe.stages[self.stage].method, self.grid[0] * self.grid[1]
-        if not method.merges:
+        if not self.recipe.stages[self.stage].method.merges:
             return {}
+        return {0: self._make_plan(remove, batch)}
+
+    def _make_plan(self, remove: int, batch: int) -> Plan:
+        method, tokens = self.recipe.stages[self.stage].method, self.grid[0] * self.grid[1]
         rows = 1 if "batch" in self.recipe.plan.share else batch
         with self.sequence.device:
             ages = torch.zeros(rows, tokens, dtype=torch.int32) if "ages" in method.needs else None
@@ -101,7 +110,7 @@ class Trial:
             importance = torch.zeros(rows, tokens) if "importance" in method.needs else None
             metric = torch.zeros(rows, tokens, 8)
             view = TokenView(metric, self.grid, ages, attention, importance=importance)
-        return {0: method.plan(view, remove)}
+        return method.plan(view, remove)
 
     @property
     def _refresh(self) -> Variant:

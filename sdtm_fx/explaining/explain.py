@@ -80,7 +80,10 @@ def _explain(model: torch.nn.Module, rewriting: Rewriting, steps: int, size: Exa
         saved = Macs()
         if phase.stage is not None:
             left_out = _left_out(decision, phase)
-            saved = cost.saved(phase.stage, size.grid, size.text, phase.remove, size.batch, left_out)
+            saved = cost.saved(
+                phase.stage, size.grid, size.text, phase.remove, size.batch, left_out,
+                fresh_plan=phase.fresh_plan, fresh_destinations=phase.fresh_destinations,
+            )  # fmt: skip
         phases.append(_phase_report(recipe.stages, schedule, index, counter.macs - saved))
     notes = {note: None for program in rewriting.cache.programs.values() for note in program.notes}
     return Explanation(
@@ -107,8 +110,10 @@ def _explain(model: torch.nn.Module, rewriting: Rewriting, steps: int, size: Exa
 def _phase_report(stages: Any, schedule: Schedule, index: int, macs: Macs) -> PhaseReport:
     phase: Phase = schedule.phases[index]
     label = "dense" if phase.stage is None else stages[phase.stage].name
+    label += "" if phase.fresh_plan else ", plan kept"
+    label += "" if phase.fresh_destinations else ", destinations kept"
     return PhaseReport(
-        label=label if phase.fresh_plan else f"{label}, plan kept",
+        label=label,
         steps=tuple(t for t, p in enumerate(schedule.phase_of_step) if p == index),
         removed=phase.remove,
         ratio=phase.remove / schedule.tokens,

@@ -34,8 +34,9 @@ class SiteRecord:
         grid: (height, width) of the image in tokens.
         kept: Image tokens that the site computed: all N of them, M after merging, none where all is forecast. Where
             keys alone were merged, how many of them were left.
-        assign: [B, N] int32 on the CPU, the slot of every image token, where there was a plan; else None. B is
-            the batch of the call; where guidance stacks both halves, diffusers puts the negative one first.
+        assign: [B, N] int32 on the CPU, the slot of every image token, where there was a plan; else None. Under
+            a plan that mixes slots (`toma`) it is the slot that a token gives most to. B is the batch of the call;
+            where guidance stacks both halves, diffusers puts the negative one first.
         positions: [B, M] int32 on the CPU, the token whose position each slot has; None where `assign` is.
     """
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sdtm_fx.base_plan import Plan
 from sdtm_fx.errors import RewriteError
 from sdtm_fx.explaining.plan_record import Action, PlanRecord, SiteRecord
-from sdtm_fx.plan import MergePlan
 from sdtm_fx.recipe.match import compile_match
 from sdtm_fx.recipe.schema import Recipe, SiteSpec
 from sdtm_fx.rewrite import rewritten_models
@@ -138,10 +138,10 @@ class _Recorder:
             elif action in ("merged", "keys"):
                 assert context is not None
                 plan = context.planned[context.group]
-                assert isinstance(plan, MergePlan)
+                assert isinstance(plan, Plan)
                 kept = plan.kept
                 if id(plan) not in copies:
-                    copies[id(plan)] = _copy(plan.assign, size.batch), _copy(plan.positions, size.batch)
+                    copies[id(plan)] = _copy(plan.slots, size.batch), _copy(plan.positions, size.batch)
                 slots = copies[id(plan)]
             yield SiteRecord(
                 generation=step[0],

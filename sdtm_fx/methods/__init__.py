@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
+from sdtm_fx.base_plan import Plan
 from sdtm_fx.errors import PlanError, nearest
 from sdtm_fx.methods.base import Method, OptionError, TokenView
 from sdtm_fx.methods.ca_tome import CAToMe
@@ -22,9 +23,9 @@ from sdtm_fx.methods.skip import Skip
 from sdtm_fx.methods.ssm import SSM
 from sdtm_fx.methods.todo import ToDo
 from sdtm_fx.methods.tofu import ToFu
+from sdtm_fx.methods.toma import ToMA
 from sdtm_fx.methods.tome import ToMe
 from sdtm_fx.methods.uniform import Uniform
-from sdtm_fx.plan import MergePlan
 
 __all__ = [
     "FIDM",
@@ -42,6 +43,7 @@ __all__ = [
     "Skip",
     "ToDo",
     "ToFu",
+    "ToMA",
     "ToMe",
     "TokenView",
     "Uniform",
@@ -60,6 +62,7 @@ METHODS: Mapping[str, type[Method]] = MappingProxyType(
         "ca_tome": CAToMe,
         "sito": SiTo,
         "importance": Importance,
+        "toma": ToMA,
         "random": Random,
         "uniform": Uniform,
         "todo": ToDo,
@@ -69,7 +72,20 @@ METHODS: Mapping[str, type[Method]] = MappingProxyType(
 """The methods by the name that recipes use."""
 
 AnyMethod = Annotated[
-    SSM | IDM | FIDM | LocalMatch | ToMe | ToFu | CAToMe | SiTo | Importance | Random | Uniform | ToDo | Skip,
+    SSM
+    | IDM
+    | FIDM
+    | LocalMatch
+    | ToMe
+    | ToFu
+    | CAToMe
+    | SiTo
+    | Importance
+    | ToMA
+    | Random
+    | Uniform
+    | ToDo
+    | Skip,
     Field(discriminator="name"),
 ]
 """The type of a recipe's `method` key; `name` says which one it is."""
@@ -86,7 +102,7 @@ def plan_merge(
     importance: Tensor | None = None,
     salt: int | Tensor = 0,
     **options: object,
-) -> MergePlan:
+) -> Plan:
     """Choose which tokens of a grid share a slot.
 
     Args:

@@ -10,8 +10,9 @@ import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
+from sdtm_fx.base_plan import Plan, Unmerging
 from sdtm_fx.errors import PlanError
-from sdtm_fx.plan import MergePlan, identity_plan
+from sdtm_fx.plan import identity_plan
 
 # Fields are strict one by one: a strict dataclass would take instances only, and a recipe holds mappings.
 Count = Annotated[int, Field(ge=1, strict=True)]
@@ -61,6 +62,9 @@ class Method(ABC):
     missing."""
     merges: ClassVar[bool] = True
     """Whether sites run on fewer tokens, by a plan; otherwise nothing is computed there and there is no plan."""
+    chooses_destinations: ClassVar[bool] = False
+    """Whether a plan is made in two steps, destinations and then their weights, so that `replan` can keep the
+    first."""
 
     name: str
 
@@ -99,7 +103,20 @@ class Method(ABC):
             f"{self.name}: found a threshold; accepted a ratio, this method has no score of its own"
         )
 
-    def plan(self, view: TokenView, remove: int) -> MergePlan:
+    def unmerging(self) -> Unmerging:
+        """Return what unmerging does to a slot under the plans of this method."""
+        return Unmerging.COPY
+
+    @property
+    def assigns(self) -> bool:
+        """Whether every token has one slot, whose copy it gets back; slots have sizes then."""
+        return self.unmerging() is Unmerging.COPY
+
+    def search_macs(self, grid: tuple[int, int], remove: int) -> float:
+        """Return what a plan costs per sample beside products, in multiply-accumulates; 0 where it is little."""
+        return 0.0
+
+    def plan(self, view: TokenView, remove: int) -> Plan:
         """Choose which tokens share a slot.
 
         Args:
@@ -118,9 +135,35 @@ class Method(ABC):
             return identity_plan(view.metric.shape[0], view.metric.shape[1], view.metric.device)
         return self._plan(view, remove)
 
+    def replan(self, view: TokenView, remove: int, former: Plan) -> Plan:
+        """Make a plan with the destinations of a former one, and with weights from the tokens as they are now.
+
+        Args:
+            view: The tokens of one site.
+            remove: How many of them go away.
+            former: A plan of this method, for as many tokens and as many that go.
+
+        Raises:
+            PlanError: The method chooses no destinations, or the former plan has another size.
+        """
+        if not self.chooses_destinations:
+            raise PlanError(f"{self.name}: found a request to keep destinations; it chooses none of its own")
+        self._check_view(view)
+        self._check_remove(view.grid, remove)
+        if (former.tokens, former.removed) != (view.metric.shape[1], remove):
+            raise PlanError(
+                f"{self.name}: found a former plan that removes {former.removed} of {former.tokens} tokens; "
+                f"accepted one that removes {remove} of {view.metric.shape[1]}"
+            )
+        return self._replan(view, remove, former) if remove else self.plan(view, remove)
+
     @abstractmethod
-    def _plan(self, view: TokenView, remove: int) -> MergePlan:
+    def _plan(self, view: TokenView, remove: int) -> Plan:
         """Make the plan; the arguments are checked and `remove` is positive."""
+
+    def _replan(self, view: TokenView, remove: int, former: Plan) -> Plan:
+        """As `_plan`, with the destinations of a former plan, for methods that choose some."""
+        raise NotImplementedError
 
     def _check_options(self) -> None:  # noqa: B027 - most methods have nothing to check
         """Raise OptionError for options that do not go together or are out of range."""

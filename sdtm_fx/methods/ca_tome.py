@@ -22,6 +22,12 @@ class CAToMe(CellMatching):
     largest, so some samples merge below the threshold). Cached pairs are ``plan.every_steps``. With a plain
     ratio this is `tome`.
 
+    Formula:
+        Pairs as in `tome`; in every step r = #{x : max cos(x, t) ≥ threshold} tokens go, counted in the step before.
+
+    Use:
+        With a threshold as ratio and ``plan.every_steps``, where images differ in how much of them is alike.
+
     Attributes:
         window: Height and width of a cell, in tokens.
         random: Draw the absorbing token; otherwise it is the top-left one.

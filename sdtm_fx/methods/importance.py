@@ -31,6 +31,13 @@ class Importance(Method):
     The first step has no step before it, so it has to be dense. The draw comes from a hash of the salt and the
     token. Slots are in raster order of the tokens that represent them.
 
+    Formula:
+        I = mean |eps_text - eps_uncond| over channels, in the step before; the (N - r) · pool tokens of largest I are
+        the pool, `destinations` · N of them absorb, and those outside the pool go first.
+
+    Use:
+        With guidance by two halves in one batch (SDXL, SD3), where the prompt names small things.
+
     Attributes:
         destinations: Part of all tokens that absorbs, 0.25 as published.
         pool: Size of the pool over that of what is kept: 1 as published for DiT, 1.4 for Stable Diffusion.

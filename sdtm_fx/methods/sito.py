@@ -30,6 +30,13 @@ class SiTo(Method):
     The noise is there to break ties. It is drawn by hash, the same for the whole batch, uniform with the variance
     of the published normal distribution. Slots are in raster order of the tokens that represent them.
 
+    Formula:
+        Base of a cell: argmax of sim_beta · Σⱼ cos(xᵢ, xⱼ) + noise_alpha · noise. The tokens of largest cosine to a
+        base go, and get back what the kept token of largest cosine got.
+
+    Use:
+        In place of `tome` where averages blur: slots hold one token each. Two searches instead of one.
+
     Attributes:
         window: Height and width of a cell, in tokens.
         sim_beta: Weight of the similarity to all tokens.

@@ -31,6 +31,14 @@ class ToDo(Method):
     Below the full ratio only some tokens go: those of cells that are spread evenly, in the order of `uniform`.
     To have the whole grid strided at any size, write ``ratio: {curve: full}``. Slots are in raster order.
 
+    Formula:
+        Slot (i, j) of a grid of ceil(h / f) · ceil(w / f) holds the token in the middle of its cell; as keys, softmax
+        (Q K_kept') V_kept.
+
+    Use:
+        At attention sites with ``merge: keys`` and ``ratio: {curve: full}``, at high resolutions: attention costs
+        1 / f² there, and no plan is searched.
+
     Attributes:
         factor: Tokens along each side of a cell, f; the full ratio is 1 - 1 / f².
     """

@@ -19,6 +19,13 @@ class ToFu(CellMatching):
     layer is which was found in no source, so a recipe says it: `reduce` here is for all layers, and an entry
     of the recipe's `layers` with a `reduce` of its own is for some.
 
+    Formula:
+        Pairs as in `tome`; a slot S holds mean(S) / ‖mean(S)‖ · max ‖x‖ over its tokens ("mlerp"), or the value of
+        its absorbing token ("prune").
+
+    Use:
+        At high ratios, where means get short: "mlerp" for most blocks, "prune" by a rule of `layers` for the first.
+
     Attributes:
         window: Height and width of a cell, in tokens.
         random: Draw the absorbing token; otherwise it is the top-left one.

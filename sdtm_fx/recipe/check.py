@@ -6,18 +6,16 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from sdtm_fx.errors import nearest
-from sdtm_fx.methods import METHODS, SSM, Method, Skip, ToFu
+from sdtm_fx.methods import Skip
+from sdtm_fx.recipe.check_keys import check_keys, check_proportional
+from sdtm_fx.recipe.check_layers import check_layers, check_reduce
+from sdtm_fx.recipe.check_plans import check_destinations, check_importance, check_sharing
+from sdtm_fx.recipe.check_ratios import check_ratios
 from sdtm_fx.recipe.match import compile_match
 from sdtm_fx.recipe.problems import KeyPath, Problem, misfit, show_choices
-from sdtm_fx.recipe.ratio import Ratio, ThresholdRatio, peak
-from sdtm_fx.recipe.tokens import FixedGrid
 
 if TYPE_CHECKING:
     from sdtm_fx.recipe.schema import Recipe
-
-# A grid that common windows divide: what a method can remove of it is what it can remove at best.
-_EVEN_GRID = (840, 840)
-_TOLERANCE = 1e-9
 
 
 def find_problems(recipe: Recipe) -> tuple[Problem, ...]:
@@ -27,13 +25,15 @@ def find_problems(recipe: Recipe) -> tuple[Problem, ...]:
         *_check_matches(recipe),
         *_check_ends(recipe),
         *_check_stage_sites(recipe),
-        *_check_ratios(recipe),
+        *check_ratios(recipe),
         *_check_reuse(recipe),
-        *_check_sharing(recipe),
-        *_check_layers(recipe),
-        *_check_importance(recipe),
-        *_check_keys(recipe),
-        *_check_proportional(recipe),
+        *check_sharing(recipe),
+        *check_destinations(recipe),
+        *check_layers(recipe),
+        *check_reduce(recipe),
+        *check_importance(recipe),
+        *check_keys(recipe),
+        *check_proportional(recipe),
     )
 
 
@@ -108,38 +108,6 @@ def _check_stage_sites(recipe: Recipe) -> Iterator[Problem]:
             )
 
 
-def _check_ratios(recipe: Recipe) -> Iterator[Problem]:
-    for index, stage in enumerate(recipe.stages):
-        own: KeyPath = ("stages", index, "ratio")
-        path, ratio = (own, stage.ratio) if stage.ratio is not None else (("ratio",), recipe.ratio)
-        if isinstance(stage.method, Skip):
-            if stage.ratio is not None:
-                yield misfit(own, "a ratio beside method skip", "no ratio: skip removes every token")
-            continue
-        yield from _check_reach(path, ratio, stage.method, recipe, stage.name)
-
-
-def _check_reach(
-    path: KeyPath, ratio: Ratio, method: Method, recipe: Recipe, stage: str
-) -> Iterator[Problem]:
-    grid = recipe.tokens.grid
-    size = (grid.height, grid.width) if isinstance(grid, FixedGrid) else _EVEN_GRID
-    most, wanted = method.capacity(size) / (size[0] * size[1]), peak(ratio)
-    if wanted is not None and wanted > most + _TOLERANCE:
-        reach = f"at most {most:.4g}, which is what {method.name} can remove in stage {stage!r}"
-        yield misfit(
-            path, f"a ratio of up to {wanted:g}", f"{reach} (give the stage its own ratio or window)"
-        )
-    if isinstance(ratio, ThresholdRatio):
-        counting = [name for name, kind in METHODS.items() if kind.count_above is not Method.count_above]
-        accepted = f"a threshold only for methods that score what they merge: {', '.join(counting)}"
-        if method.name not in counting:
-            yield misfit(path, f"a threshold for method {method.name}", accepted)
-        elif isinstance(method, SSM) and method.select != "similar":
-            found = f"a threshold for windows that are selected as {method.select!r}"
-            yield misfit(path, found, "ssm with select 'similar', whose windows have a score to compare")
-
-
 def _check_reuse(recipe: Recipe) -> Iterator[Problem]:
     keep = recipe.keep_dense
     skipping = [index for index, stage in enumerate(recipe.stages) if isinstance(stage.method, Skip)]
@@ -156,95 +124,4 @@ def _check_reuse(recipe: Recipe) -> Iterator[Problem]:
         found = f"order {recipe.reuse.order} with {keep.first_steps} dense first steps and no every_steps"
         yield misfit(
             ("reuse", "order"), found, f"keep_dense with every_steps, or with first_steps of {needed} or more"
-        )
-
-
-def _check_sharing(recipe: Recipe) -> Iterator[Problem]:
-    rotary, keyed = {site.id for site in recipe.sites if site.rotary is not None}, _keyed(recipe)
-    for index, stage in enumerate(recipe.stages):
-        merged = [
-            site for site in stage.sites if site in rotary - keyed
-        ]  # keys are reduced behind the tables
-        if merged and not isinstance(stage.method, Skip) and "batch" not in recipe.plan.share:
-            yield misfit(
-                ("stages", index, "sites"),
-                f"{merged[0]!r}, whose rotary tables have no batch axis, with a plan per sample",
-                "plan.share with 'batch'",
-            )
-
-
-def _check_layers(recipe: Recipe) -> Iterator[Problem]:
-    skips = any(isinstance(stage.method, Skip) for stage in recipe.stages)
-    for index, rule in enumerate(recipe.layers):
-        if rule.scale is None and rule.reduce is None:
-            yield misfit(("layers", index), "a rule that changes nothing", "scale, reduce, or both")
-        if rule.scale is not None and 0 < rule.scale < 1 and skips:
-            yield misfit(
-                ("layers", index, "scale"),
-                f"{rule.scale:g} in a recipe with a stage that skips",
-                "0 or 1 there: skip forecasts a site as a whole",
-            )
-    for index, stage in enumerate(recipe.stages):
-        if stage.reduce is not None and not stage.method.merges:
-            path = ("stages", index, "reduce")
-            yield misfit(
-                path, f"{stage.reduce!r} for method {stage.method.name}", "no reduce: it merges nothing"
-            )
-
-
-def _check_importance(recipe: Recipe) -> Iterator[Problem]:
-    keep = recipe.keep_dense
-    if "importance" in recipe.stages[0].method.wants() and keep.first_steps == 0 and keep.every_steps is None:
-        yield misfit(
-            ("keep_dense", "first_steps"),
-            f"0 with method {recipe.stages[0].method.name}, which reads the output of the step before",
-            "1 or more",
-        )
-
-
-def _keyed(recipe: Recipe) -> set[str]:
-    """Ids of the sites whose keys are reduced."""
-    return {site.id for site in recipe.sites if site.merge == "keys"}
-
-
-def _check_keys(recipe: Recipe) -> Iterator[Problem]:
-    for index, site in enumerate(recipe.sites):
-        if site.merge == "keys" and site.kind != "attention":
-            yield misfit(
-                ("sites", index, "merge"),
-                f"'keys' at a site of kind {site.kind!r}",
-                "'keys' where attention is",
-            )
-    keyed = _keyed(recipe)
-    for index, stage in enumerate(recipe.stages):
-        reduced = [site for site in stage.sites if site in keyed]
-        if reduced and isinstance(stage.method, Skip):
-            yield misfit(
-                ("stages", index, "sites"),
-                f"{reduced[0]!r}, of which only keys are merged, in a stage that skips",
-                "sites of whole tokens: a skipped site is forecast, and keys are not",
-            )
-        own = stage.method.reduce if isinstance(stage.method, ToFu) else None
-        if reduced and "mlerp" in {stage.reduce or own, *(rule.reduce for rule in recipe.layers)}:
-            yield misfit(
-                ("stages", index, "reduce"),
-                f"'mlerp' at {reduced[0]!r}, of which only keys are merged, head by head",
-                "'mean' or 'prune' there",
-            )
-    if recipe.reuse is not None and all(site in keyed for stage in recipe.stages for site in stage.sites):
-        yield misfit(
-            ("reuse",),
-            "reuse in a recipe that merges keys alone",
-            "reuse beside a site of whole tokens: where queries are dense, nothing is forecast",
-        )
-
-
-def _check_proportional(recipe: Recipe) -> Iterator[Problem]:
-    attention = {site.id for site in recipe.sites if site.kind == "attention"}
-    merged = {site for stage in recipe.stages if stage.method.merges for site in stage.sites}
-    if recipe.plan.proportional and not attention & merged:
-        yield misfit(
-            ("plan", "proportional"),
-            "true where no stage merges attention",
-            "proportional attention beside a stage that merges a site of kind 'attention'",
         )

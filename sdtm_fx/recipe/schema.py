@@ -102,6 +102,10 @@ class PlanSharing(Part):
     """Number of consecutive blocks that share a plan."""
     every_steps: Positive = 1
     """Number of consecutive steps that share a plan."""
+    destinations_every: Positive | None = None
+    """Number of consecutive steps that share the destinations of a plan, a multiple of `every_steps`: in between,
+    tokens are weighed anew for the same ones. For methods that choose destinations first (`toma`); absent: as
+    `every_steps`."""
     round_to: Positive = 64
     """Kept counts are multiples of this where the sequence allows."""
     ages: Literal["step", "call"] = "step"
@@ -109,6 +113,11 @@ class PlanSharing(Part):
     proportional: bool = False
     """Proportional attention: the logarithm of the size of its slot is added to the logits of every image key, by
     an additive mask, which not all attention kernels take."""
+
+    @property
+    def keeps_plans(self) -> bool:
+        """Whether some step takes over a plan, or its destinations, from a step before."""
+        return (self.destinations_every or self.every_steps) > 1
 
 
 class PromptWeight(Part):

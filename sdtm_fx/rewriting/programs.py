@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx
 
+from sdtm_fx.base_plan import Unmerging
 from sdtm_fx.capture.arguments import Key, Leaf
 from sdtm_fx.capture.blocks import capture_block
 from sdtm_fx.capture.hooked import traits
@@ -37,6 +38,7 @@ class Program:
         said: What passes noted, in order.
         places: The sites in it.
         features: By variant, the names of the features that it stores (dense steps) or reads (stages).
+        moved: By variant, the channels that are brought into slots and back, over all merges and unmerges.
     """
 
     captured: fx.Graph
@@ -47,6 +49,7 @@ class Program:
     said: dict[str, None]
     places: tuple[SitePlace, ...]
     features: dict[Variant, frozenset[str]] = field(default_factory=dict)
+    moved: dict[Variant, int] = field(default_factory=dict)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -142,8 +145,9 @@ def dense_variant(recipe: Recipe, stage: int) -> Variant:
 def _first_that_reads_alike(recipe: Recipe, stage: int) -> int:
     keyed = {site.id for site in recipe.sites if site.merge == "keys"}
 
-    def reads(index: int) -> tuple[frozenset[str], bool]:
-        return frozenset(recipe.stages[index].sites) - keyed, not recipe.stages[index].method.merges
+    def reads(index: int) -> tuple[frozenset[str], bool, Unmerging]:
+        method = recipe.stages[index].method
+        return frozenset(recipe.stages[index].sites) - keyed, not method.merges, method.unmerging()
 
     return next(i for i in range(stage + 1) if reads(i) == reads(stage))
 
@@ -177,6 +181,8 @@ def _add_variant(recipe: Recipe, block: torch.nn.Module, program: Program, varia
     program.functions[variant] = graph_function(work.graph, block, name)
     program.code[variant] = work.graph.python_code("self").src
     program.said.update(dict.fromkeys(work.notes))
+    moving = work.calls(ops.merge_tokens, ops.unmerge_tokens, ops.blend_forecast)
+    program.moved[variant] = sum(n.meta["val"].shape[-1] for n in moving)
     program.features[variant] = frozenset(
         str(n.args[-1]) for n in work.calls(ops.store_feature, ops.forecast_feature, ops.blend_forecast)
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx
 
+from sdtm_fx.base_plan import Unmerging
 from sdtm_fx.capture.guards import expect
 from sdtm_fx.recipe.schema import Recipe, Stage
 from sdtm_fx.rewriting.opening import OpenedSite
@@ -63,6 +64,12 @@ class BlockWork:
     def merges(self) -> bool:
         """Whether tokens are merged, as opposed to stored on a dense step or forecast altogether."""
         return self.stage is not None and self.stage.method.merges
+
+    @property
+    def unmerging(self) -> Unmerging:
+        """What unmerging does to a slot, in the stage that the graph merges for, or stores features for."""
+        index = self.variant.stage if self.variant.stage is not None else self.variant.refresh
+        return Unmerging.COPY if index is None else self.recipe.stages[index].method.unmerging()
 
     @property
     def ctx(self) -> fx.Node:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from sdtm_fx.base_plan import Plan
 from sdtm_fx.methods.base import Method, TokenView
-from sdtm_fx.plan import MergePlan
 from sdtm_fx.runtime.call import Call
 
 
@@ -46,13 +46,12 @@ def lay_out_plans(call: Call, groups: Sequence[int], batch: int, device: torch.d
     state, stage, remove = call.state, call.phase.stage, call.phase.remove
     if not call.keep_plans or stage is None or call.method is None or not call.method.merges:
         return
-    state.held = stage, remove
-    if state.held not in state.laid_out:
+    if (stage, remove) not in state.laid_out:
         method, rows = call.method, _rows(call, batch)
         removed = {group: call.removed_in(group) for group in groups}
         shapes = {count: _plan_of(method, call.grid, rows, count) for count in set(removed.values())}
-        state.laid_out[state.held] = {group: _empty(shapes[removed[group]], device) for group in groups}
-    state.plans = state.laid_out[state.held]
+        state.laid_out[stage, remove] = {group: _empty(shapes[removed[group]], device) for group in groups}
+    state.plans = state.laid_out[stage, remove]
 
 
 def _rows(call: Call, batch: int) -> int:
@@ -60,7 +59,7 @@ def _rows(call: Call, batch: int) -> int:
     return 1 if call.share_batch else batch // call.halves
 
 
-def _plan_of(method: Method, grid: tuple[int, int], rows: int, remove: int) -> MergePlan:
+def _plan_of(method: Method, grid: tuple[int, int], rows: int, remove: int) -> Plan:
     """A plan on fake tensors: what its sizes are."""
     tokens = grid[0] * grid[1]
     with FakeTensorMode():
@@ -74,6 +73,6 @@ def _plan_of(method: Method, grid: tuple[int, int], rows: int, remove: int) -> M
         return method.plan(view, remove)
 
 
-def _empty(shape: MergePlan, device: torch.device) -> MergePlan:
+def _empty(shape: Plan, device: torch.device) -> Plan:
     with torch.inference_mode(False):
         return shape.with_tensors(torch.zeros(t.shape, dtype=t.dtype, device=device) for t in shape.tensors())

@@ -11,15 +11,15 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 
+from sdtm_fx.base_plan import Plan
 from sdtm_fx.errors import PlanError
 from sdtm_fx.hashing import combine
 from sdtm_fx.methods.base import TokenView
-from sdtm_fx.plan import MergePlan
 from sdtm_fx.runtime.call import BlockContext
 from sdtm_fx.runtime.state import Feature
 
 
-def plan_tokens(ctx: BlockContext, metric: torch.Tensor, attention: torch.Tensor | None = None) -> MergePlan:
+def plan_tokens(ctx: BlockContext, metric: torch.Tensor, attention: torch.Tensor | None = None) -> Plan:
     """Make the merge plan of a block, or take the one that it shares.
 
     Args:
@@ -38,7 +38,12 @@ def plan_tokens(ctx: BlockContext, metric: torch.Tensor, attention: torch.Tensor
     advances = call.advance_ages and not call.one_age_counter
     if plan is None:
         view = _view(ctx, metric, attention)
-        plan = call.method.plan(view, ctx.remove)  # type: ignore[union-attr]
+        former = None if call.phase.fresh_destinations else _plan_of_an_earlier_step(ctx)
+        plan = (
+            call.method.plan(view, ctx.remove)  # type: ignore[union-attr]
+            if former is None
+            else call.method.replan(view, ctx.remove, former)  # type: ignore[union-attr]
+        )
         if call.threshold is not None:
             call.state.above[group] = call.method.count_above(view, call.threshold).amin()  # type: ignore[union-attr]
         if call.keep_plans:
@@ -54,12 +59,15 @@ def plan_tokens(ctx: BlockContext, metric: torch.Tensor, attention: torch.Tensor
     return plan.reduced_by(ctx.reduce)
 
 
-def _kept_plan(ctx: BlockContext) -> MergePlan | None:
-    """The plan of an earlier step, where this step reuses it and it removes as much."""
+def _kept_plan(ctx: BlockContext) -> Plan | None:
+    """The plan of an earlier step, where this step reuses it whole."""
+    return None if ctx.call.phase.fresh_plan else _plan_of_an_earlier_step(ctx)
+
+
+def _plan_of_an_earlier_step(ctx: BlockContext) -> Plan | None:
+    """The plan that was kept, where it removes as much as this step."""
     plan = ctx.call.state.plans.get(ctx.group)
-    if ctx.call.phase.fresh_plan or plan is None or plan.removed != ctx.remove:
-        return None
-    return plan
+    return None if plan is None or plan.removed != ctx.remove else plan
 
 
 def _age_key(ctx: BlockContext) -> int:
@@ -122,7 +130,7 @@ def _shared(values: torch.Tensor, whole_batch: bool, halves: int) -> torch.Tenso
     return values.unflatten(0, (halves, -1)).mean(0)
 
 
-def after_prefix(plan: MergePlan, length: int) -> MergePlan:
+def after_prefix(plan: Plan, length: int) -> Plan:
     """The plan of a sequence that starts with `length` tokens which stay as they are."""
     return plan.after_prefix(length)
 
@@ -132,22 +140,22 @@ def image_tokens(tokens: torch.Tensor, prefix: int) -> torch.Tensor:
     return tokens[:, prefix:]
 
 
-def merge_tokens(plan: MergePlan, tokens: torch.Tensor) -> torch.Tensor:
-    """[B, N, D] to [B, M, D]: one row per slot, the mean of its tokens."""
+def merge_tokens(plan: Plan, tokens: torch.Tensor) -> torch.Tensor:
+    """[B, N, D] to [B, M, D]: one row per slot, the mean of its tokens, weighted where the plan says so."""
     return plan.merge(tokens)
 
 
-def keys_of(plan: MergePlan, tokens: torch.Tensor) -> torch.Tensor:
+def keys_of(plan: Plan, tokens: torch.Tensor) -> torch.Tensor:
     """[B, L, D], unchanged: says which plan merges the keys of a site that takes these tokens."""
     return tokens
 
 
-def unmerge_tokens(plan: MergePlan, tokens: torch.Tensor) -> torch.Tensor:
-    """[B, M, D] to [B, N, D]: every token gets the row of its slot."""
+def unmerge_tokens(plan: Plan, tokens: torch.Tensor) -> torch.Tensor:
+    """[B, M, D] to [B, N, D]: every token gets the row of its slot, or what the plan mixes of several."""
     return plan.unmerge(tokens)
 
 
-def gather_rotary(plan: MergePlan, table: torch.Tensor) -> torch.Tensor:
+def gather_rotary(plan: Plan, table: torch.Tensor) -> torch.Tensor:
     """[T + N, D] to [T + M, D]: each slot takes the position of the token that represents it.
 
     The first T rows belong to tokens in front of the image (text) and stay.
@@ -164,7 +172,7 @@ def gather_rotary(plan: MergePlan, table: torch.Tensor) -> torch.Tensor:
     return table.index_select(0, plan.after_prefix(prefix).positions[0])
 
 
-def cut_rotary(plan: MergePlan, table: torch.Tensor) -> torch.Tensor:
+def cut_rotary(plan: Plan, table: torch.Tensor) -> torch.Tensor:
     """[T + N, D] to [T + M, D]: the leading rows, whatever tokens the slots hold (``passes.gather_rotary: false``)."""
     return table[: table.shape[0] - plan.removed]
 
@@ -207,7 +215,7 @@ def forecast_feature(ctx: BlockContext, site: str) -> torch.Tensor:
     return _straight_line(ctx, feature)
 
 
-def blend_forecast(ctx: BlockContext, plan: MergePlan, tokens: torch.Tensor, site: str) -> torch.Tensor:
+def blend_forecast(ctx: BlockContext, plan: Plan, tokens: torch.Tensor, site: str) -> torch.Tensor:
     """Unmerge, and let merged positions take only `forecast_weight` of the new value.
 
     The rest comes from the forecast; tokens that stayed on their own keep their new value.

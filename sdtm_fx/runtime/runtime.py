@@ -243,7 +243,7 @@ class Runtime:
             halves=halves,
             share_batch="batch" in recipe.plan.share,
             every_layers=recipe.plan.every_layers,
-            keep_plans=recipe.plan.every_steps > 1,
+            keep_plans=recipe.plan.keeps_plans,
             one_age_counter=recipe.plan.ages == "call",
             advance_ages=first,
             state=state,
@@ -282,6 +282,8 @@ class Runtime:
             state.shift()
         if recipe.reuse is not None and recipe.reuse.order == 1 and phase.stage is not None:
             state.set_slope(step, device)
+        if phase.stage is not None and recipe.stages[phase.stage].method.merges:
+            state.held = phase.stage, phase.remove
         # Filled on the device: a copy from the host would make it wait.
         state.set_salt(int(combine(recipe.seed, step)), device)
         if recipe.prompt is not None:
@@ -307,8 +309,9 @@ class Runtime:
             scheduled = schedule.last_refresh(step)
             if not state.refreshed or (scheduled is not None and state.refreshed[0] < scheduled):
                 return Phase(stage=None, remove=0, refresh=True)
-        if self.static and not phase.fresh_plan and state.held != (phase.stage, phase.remove):
-            return replace(phase, fresh_plan=True)
+        reads_kept = not (phase.fresh_plan and phase.fresh_destinations)
+        if reads_kept and state.held != (phase.stage, phase.remove):
+            return replace(phase, fresh_plan=True, fresh_destinations=True)
         return phase
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from sdtm_fx.plan import MergePlan
+from sdtm_fx.base_plan import Plan
 
 
 @dataclass
@@ -38,7 +38,8 @@ class BranchState:
         static: Whether all tensors are laid out before the blocks run, and stay where they are.
         ages: Per plan group, [P, N] int32: steps since each token was last on its own.
         plans: Per plan group, the plan of an earlier step that this step reuses.
-        held: Stage of those plans and how many tokens they remove, None while there are none of this generation.
+        held: Stage of those plans and how many tokens they remove, None while there are none of this generation:
+            another stage may remove as many by another method.
         laid_out: Tensors for plans, by stage and tokens removed.
         features: Per block and site, the outputs of dense steps.
         spare: Features of an earlier generation whose tensors serve again; their values mean nothing.
@@ -55,9 +56,9 @@ class BranchState:
 
     static: bool = False
     ages: dict[int, torch.Tensor] = field(default_factory=dict)
-    plans: dict[int, MergePlan] = field(default_factory=dict)
+    plans: dict[int, Plan] = field(default_factory=dict)
     held: tuple[int, int] | None = None
-    laid_out: dict[tuple[int, int], dict[int, MergePlan]] = field(default_factory=dict)
+    laid_out: dict[tuple[int, int], dict[int, Plan]] = field(default_factory=dict)
     features: dict[tuple[int, str], Feature] = field(default_factory=dict)
     spare: dict[tuple[int, str], Feature] = field(default_factory=dict)
     unsettled: list[Feature] = field(default_factory=list)
@@ -120,7 +121,7 @@ class BranchState:
         self.importance.copy_(change)
         self.has_importance = True
 
-    def keep_plan(self, group: int, plan: MergePlan) -> None:
+    def keep_plan(self, group: int, plan: Plan) -> None:
         """Keep a plan for later steps; where tensors were laid out for it, in those."""
         if self.static:
             self.plans[group].copy_(plan)

@@ -25,6 +25,7 @@ from sdtm_fx.methods import (
     ToDo,
     ToFu,
     TokenView,
+    ToMA,
     ToMe,
     Uniform,
 )
@@ -48,6 +49,9 @@ METHODS: list[Method] = [
     LocalMatch(),
     IDM(),
     IDM(window=(2, 2), radius=1, rank="both"),
+    ToMA(region="global", tile=(2, 2)),
+    ToMA(region="tile", tile=(2, 2), unmerge="pseudo_inverse", temperature=0.1),
+    ToMA(region="stripe", stripes=3),
 ]
 FORBIDDEN = (
     "nonzero",
@@ -153,4 +157,6 @@ def test_received_attention_is_static() -> None:
 def test_inductor_agrees(method: Method) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(site(method), fullgraph=True)
-    torch.testing.assert_close(compiled(*example()), site(method)(*example()))
+    # A cold softmax makes a thousandfold of what rounding leaves in a cosine.
+    tolerance = {"rtol": 1e-3, "atol": 1e-3} if isinstance(method, ToMA) else {}
+    torch.testing.assert_close(compiled(*example()), site(method)(*example()), **tolerance)
