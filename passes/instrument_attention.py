@@ -2,7 +2,8 @@
 
 ``attn(x)`` becomes a call of the attention module's own graph, in which
 
-* a second output reports the attention received by each image token, for the plan of a later site, and
+* a second output reports the attention received by each image token, or their queries and keys, for the plan of a
+  later site, and
 * a step-dependent log-weight is added to the logits of the text keys.
 """
 
@@ -13,11 +14,12 @@ from typing import Any
 
 from torch import fx
 
-from sdtm_fx.attention_score import received_attention
+from sdtm_fx.attention_score import attention_heads, received_attention
 from sdtm_fx.errors import SiteError
+from sdtm_fx.methods.base import Method
 from sdtm_fx.passes.insert_merges import prefix_length
 from sdtm_fx.passes.locate_sites import first_placeholder
-from sdtm_fx.rewriting.attention import AttentionGraph, image_span, open_attention
+from sdtm_fx.rewriting.attention import AttentionGraph, has_text, image_span, open_attention
 from sdtm_fx.rewriting.codegen import graph_function
 from sdtm_fx.rewriting.work import BlockWork, Pass, SitePlace
 from sdtm_fx.runtime import ops
@@ -48,7 +50,7 @@ def instrument_attention(work: BlockWork) -> int:
 
 
 def _scored_plan(work: BlockWork) -> fx.Node | None:
-    if not work.merges or "attention" not in work.stage.method.wants():  # type: ignore[union-attr]
+    if not work.merges or not work.stage.method.reads_attention():  # type: ignore[union-attr]
         return None
     return next(iter(work.calls(ops.plan_tokens)), None)
 
@@ -72,7 +74,7 @@ def _instrument(work: BlockWork, site: Site, plan: fx.Node | None, weighted: boo
         _weigh_prompt(opened, context, start, length, where)
     if plan is not None:
         assert work.stage is not None  # what is planned is planned for a stage
-        _report_scores(opened, start, length, work.stage.method.probes())
+        _report(opened, start, length, work.stage.method, where)
     inner.lint()
     function = graph_function(inner, module, f"attention_{site.spec.id}".replace("-", "_"))
     _call_instead(work, site, function, opened.arguments, plan)
@@ -88,18 +90,26 @@ def _weigh_prompt(opened: AttentionGraph, context: fx.Node, start: Any, length: 
         operation.update_kwarg("attn_mask", mask)
 
 
-def _report_scores(opened: AttentionGraph, start: Any, length: fx.Node, probes: int | None) -> None:
-    graph = opened.graph
+def _report(opened: AttentionGraph, start: Any, length: fx.Node, method: Method, where: str) -> None:
+    """Add what the method reads to the output."""
+    graph, text = opened.graph, "text" in method.wants()
+    if text and not has_text(opened, start):
+        raise SiteError(
+            f"{where}: method {method.name!r} reads attention to text with these options, and there are image keys only"
+        )
     with graph.inserting_before(opened.operation):
         query, key = opened.query, opened.key
         if opened.sequence == 1:
             query = graph.call_method("transpose", (query, 1, 2))
             key = graph.call_method("transpose", (key, 1, 2))
-        scores = graph.call_function(
-            received_attention, (query, key), {"image": (start, length), "probes": probes}
-        )
+        span = {"image": (start, length)}
+        if "heads" in method.wants():
+            scale = opened.operation.kwargs.get("scale")
+            read = graph.call_function(attention_heads, (query, key), span | {"text": text, "scale": scale})
+        else:
+            read = graph.call_function(received_attention, (query, key), span | {"probes": method.probes()})
     output = next(iter(reversed(graph.nodes)))
-    output.args = ((output.args[0], scores),)
+    output.args = ((output.args[0], read),)
 
 
 def _call_instead(
@@ -113,7 +123,9 @@ def _call_instead(
         result = call
         if plan is not None:
             result = graph.call_function(operator.getitem, (call, 0))
-            plan.args = (*plan.args, graph.call_function(operator.getitem, (call, 1)))
+            assert work.stage is not None  # what is planned is planned for a stage
+            name = "heads" if "heads" in work.stage.method.wants() else "attention"
+            plan.update_kwarg(name, graph.call_function(operator.getitem, (call, 1)))
         result.meta["val"] = old.meta["val"]
     old.replace_all_uses_with(result)
     graph.erase_node(old)

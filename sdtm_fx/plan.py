@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from sdtm_fx.errors import PlanError
 
 @dataclass(frozen=True)
 class MergePlan:
-    """Assigns N tokens to M slots; merging takes the mean of a slot, unmerging copies it back.
+    """Assigns N tokens to M slots; merging makes one token of a slot, unmerging copies it back.
 
     P is the batch of the plan: that of the features, or 1 when the whole batch shares it. Sizes are
     static, so a plan can live inside a compiled graph.
@@ -26,6 +27,7 @@ class MergePlan:
         starts: [P, M] int64, where each slot begins in `order`.
         kept: M, the number of slots.
         uniform: (a, g) when the first `a` slots hold one token and all others hold `g`; else None.
+        reduce: What becomes of the tokens of a slot: their mean, or the token that represents it ("prune").
     """
 
     assign: Tensor
@@ -34,6 +36,7 @@ class MergePlan:
     starts: Tensor
     kept: int
     uniform: tuple[int, int] | None = None
+    reduce: Literal["mean", "prune"] = "mean"
 
     @property
     def tokens(self) -> int:
@@ -59,7 +62,7 @@ class MergePlan:
         return (self.sizes > 1).gather(1, self.assign)
 
     def merge(self, x: Tensor) -> Tensor:
-        """Return the mean of each slot.
+        """Return one token per slot, made as `reduce` says: the mean by default.
 
         Args:
             x: [B, N, D] float.
@@ -71,6 +74,8 @@ class MergePlan:
             PlanError: `x` has another batch or length than the plan.
         """
         self._check(x, self.tokens, "merge")
+        if self.reduce == "prune":
+            return take_rows(x, self.positions)
         if self.uniform is not None and torch.compiler.is_compiling():
             return self._merge_windows(x, *self.uniform)
         batch, tokens, width = x.shape
@@ -116,6 +121,7 @@ class MergePlan:
             starts=torch.cat([lead, self.starts + length], dim=1),
             kept=self.kept + length,
             uniform=None if self.uniform is None else (alone + length, group),
+            reduce=self.reduce,
         )
 
     def repeat(self, times: int) -> MergePlan:

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from sdtm_fx.cost.counter import MacCounter, Macs
 from sdtm_fx.cost.effort import Effort, EffortCounter
 from sdtm_fx.cost.trial import model_call
-from sdtm_fx.methods.base import Method, TokenView
+from sdtm_fx.methods.base import Method
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.runtime.call import BlockContext, Variant
 from sdtm_fx.runtime.ops import plan_tokens
@@ -21,17 +21,10 @@ def plan_macs(method: Method, grid: tuple[int, int], text: int, width: int, remo
     """What finding the tokens to merge costs, per plan; `width` is that of the tokens compared."""
     if remove <= 0 or not method.merges:
         return Macs()
-    tokens = grid[0] * grid[1]
     # A continuous curve asks for counts between those that the method can remove; the search costs the same.
     remove = min(max(remove, method.quantum()), method.capacity(grid)) // method.quantum() * method.quantum()
-    reads_attention = "attention" in method.wants()
     with torch.device("meta"):
-        view = TokenView(
-            torch.empty(1, tokens, width),
-            grid,
-            torch.empty(1, tokens, dtype=torch.int32) if "ages" in method.needs else None,
-            torch.empty(1, tokens) if reads_attention else None,
-        )
+        view = method.blank_view(1, grid, width, text)
         with MacCounter() as counter:
             method.plan(view, remove)
     return counter.macs + score_macs(method, grid, text, width)
@@ -68,17 +61,14 @@ def plan_effort(
         batch: Samples in the call; where the recipe shares plans over CFG halves, an even number has two.
         dtype: Of the tokens.
     """
-    method, tokens = recipe.stages[stage].method, grid[0] * grid[1]
+    method = recipe.stages[stage].method
     if remove <= 0 or not method.merges:
         return Effort()
-    reads_attention = "attention" in method.wants()
     counter = EffortCounter()
     with torch.no_grad(), FakeTensorMode():
         call = model_call(recipe, stage, Variant(stage=stage), grid, remove, BranchState())
         call = replace(call, halves=2 if "cfg" in recipe.plan.share and batch % 2 == 0 else 1)
-        metric = torch.empty(batch, tokens, width, dtype=dtype)
+        view = method.blank_view(batch, grid, width, text)
         with counter.counting():
-            plan_tokens(
-                BlockContext(call, 0, {}), metric, torch.empty(batch, tokens) if reads_attention else None
-            )
+            plan_tokens(BlockContext(call, 0, {}), view.metric.to(dtype), view.attention, view.heads)
     return counter.effort + Effort(attention=score_macs(method, grid, text, width).total * batch)

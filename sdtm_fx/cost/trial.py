@@ -9,7 +9,6 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from sdtm_fx.capture.arguments import Leaf
 from sdtm_fx.cost.effort import EffortCounter
-from sdtm_fx.methods.base import TokenView
 from sdtm_fx.phase import Phase
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewriting.programs import Program, dense_variant
@@ -84,15 +83,12 @@ class Trial:
 
     def _plan(self, remove: int, batch: int) -> dict[int, object]:
         """A plan that the block finds made already."""
-        method, tokens = self.recipe.stages[self.stage].method, self.grid[0] * self.grid[1]
+        method = self.recipe.stages[self.stage].method
         if not method.merges:
             return {}
         rows = 1 if "batch" in self.recipe.plan.share else batch
         with self.sequence.device:
-            ages = torch.zeros(rows, tokens, dtype=torch.int32) if "ages" in method.needs else None
-            attention = torch.zeros(rows, tokens) if "attention" in method.needs else None
-            view = TokenView(torch.zeros(rows, tokens, 8), self.grid, ages, attention)
-        return {0: method.plan(view, remove)}
+            return {0: method.plan(method.blank_view(rows, self.grid, 8), remove)}
 
     @property
     def _refresh(self) -> Variant:

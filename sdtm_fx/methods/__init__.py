@@ -9,7 +9,9 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
+from sdtm_fx.attention_score import AttentionHeads
 from sdtm_fx.errors import PlanError, nearest
+from sdtm_fx.methods.at_edm import AtEdm
 from sdtm_fx.methods.base import Method, OptionError, TokenView
 from sdtm_fx.methods.fidm import FIDM
 from sdtm_fx.methods.idm import IDM
@@ -27,6 +29,7 @@ __all__ = [
     "METHODS",
     "SSM",
     "AnyMethod",
+    "AtEdm",
     "LocalMatch",
     "Method",
     "OptionError",
@@ -45,6 +48,7 @@ METHODS: Mapping[str, type[Method]] = MappingProxyType(
         "fidm": FIDM,
         "local_match": LocalMatch,
         "tome": ToMe,
+        "at_edm": AtEdm,
         "random": Random,
         "uniform": Uniform,
         "skip": Skip,
@@ -53,7 +57,7 @@ METHODS: Mapping[str, type[Method]] = MappingProxyType(
 """The methods by the name that recipes use."""
 
 AnyMethod = Annotated[
-    SSM | IDM | FIDM | LocalMatch | ToMe | Random | Uniform | Skip, Field(discriminator="name")
+    SSM | IDM | FIDM | LocalMatch | ToMe | AtEdm | Random | Uniform | Skip, Field(discriminator="name")
 ]
 """The type of a recipe's `method` key; `name` says which one it is."""
 
@@ -66,6 +70,7 @@ def plan_merge(
     remove: int,
     ages: Tensor | None = None,
     attention: Tensor | None = None,
+    heads: AttentionHeads | None = None,
     salt: int | Tensor = 0,
     **options: object,
 ) -> MergePlan:
@@ -78,6 +83,7 @@ def plan_merge(
         remove: How many tokens go.
         ages: [B, N] int32, steps since each token was last alone in its slot.
         attention: [B, N] float, attention received by each token (`idm` needs it).
+        heads: Queries and keys of the image tokens (`at_edm` needs them).
         salt: Counter from which methods draw what they choose at random.
         **options: Options of the named method.
 
@@ -85,7 +91,7 @@ def plan_merge(
         PlanError: No such method or option, or the plan is out of reach.
     """
     chosen = _make_method(method, options)
-    view = TokenView(metric=metric, grid=grid, ages=ages, attention=attention, salt=salt)
+    view = TokenView(metric=metric, grid=grid, ages=ages, attention=attention, salt=salt, heads=heads)
     return chosen.plan(view, remove)
 
 

@@ -10,6 +10,7 @@ import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
+from sdtm_fx.attention_score.heads import AttentionHeads
 from sdtm_fx.errors import PlanError
 from sdtm_fx.plan import MergePlan, identity_plan
 
@@ -34,6 +35,7 @@ class TokenView:
         grid: Height and width of the token grid; their product is N.
         ages: [B, N] int32, steps since each token was last alone in its slot, or None.
         attention: [B, N] float, attention received by each token, or None.
+        heads: Queries and keys of the image tokens, or None.
         salt: Counter for hashing: mixes seed, step and layer. An int or a 0-d int64 tensor.
     """
 
@@ -42,6 +44,7 @@ class TokenView:
     ages: Tensor | None = None
     attention: Tensor | None = None
     salt: int | Tensor = 0
+    heads: AttentionHeads | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +57,9 @@ class Method(ABC):
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
     needs: ClassVar[frozenset[str]] = frozenset()
-    """What the method reads beside the tokens: a subset of {"ages", "attention"}. Ages may be missing."""
+    """What the method reads beside the tokens: a subset of {"ages", "attention", "heads", "text"}: token ages,
+    which may be missing, the attention that tokens receive, the queries and keys of attention, and among these the
+    keys of text."""
     merges: ClassVar[bool] = True
     """Whether sites run on fewer tokens, by a plan; otherwise nothing is computed there and there is no plan."""
 
@@ -75,6 +80,32 @@ class Method(ABC):
     def wants(self) -> frozenset[str]:
         """Return the part of `needs` that these options really read."""
         return self.needs
+
+    def reads_attention(self) -> bool:
+        """Return whether the method reads the attention of the block that it plans for."""
+        return not self.wants().isdisjoint({"attention", "heads"})
+
+    def blank_view(self, rows: int, grid: tuple[int, int], width: int, text: int = 1) -> TokenView:
+        """Return a view of the right shapes that holds nothing: for sizes and costs, on fake or meta tensors.
+
+        Args:
+            rows: Samples.
+            grid: (height, width) in tokens.
+            width: Channels.
+            text: Text tokens.
+        """
+        tokens, heads = grid[0] * grid[1], None
+        if "heads" in self.needs:
+            # One head of all channels asks for the products of many heads.
+            query, key = torch.empty(2, rows, 1, tokens, width).unbind()
+            heads = AttentionHeads(query, key, torch.empty(rows, 1, max(text, 1), width))
+        return TokenView(
+            metric=torch.empty(rows, tokens, width),
+            grid=grid,
+            ages=torch.empty(rows, tokens, dtype=torch.int32) if "ages" in self.needs else None,
+            attention=torch.empty(rows, tokens) if "attention" in self.needs else None,
+            heads=heads,
+        )
 
     def probes(self) -> int | None:
         """Return how many image queries tell the attention that tokens receive; None for all of them."""
@@ -119,6 +150,11 @@ class Method(ABC):
                     f"{self.name}: found {what} of shape {tuple(values.shape)}; accepted {list(shape[:2])}, "
                     "one value per token"
                 )
+        if view.heads is not None and view.heads.query.shape[0::2] != shape[:2]:
+            raise PlanError(
+                f"{self.name}: found queries of shape {tuple(view.heads.query.shape)}; accepted "
+                f"[{shape[0]}, heads, {shape[1]}, channels], one per token and head"
+            )
 
     def _check_remove(self, grid: tuple[int, int], remove: int) -> None:
         most, step = self.capacity(grid), self.quantum()

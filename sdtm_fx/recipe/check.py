@@ -95,7 +95,7 @@ def _check_stage_sites(recipe: Recipe) -> Iterator[Problem]:
                 yield misfit(
                     path, f"the unknown site {site!r}", show_choices(list(known)), nearest(site, known)
                 )
-        if "attention" in stage.method.wants() and not has_attention:
+        if stage.method.reads_attention() and not has_attention:
             yield misfit(
                 ("stages", index, "method"),
                 f"{stage.method.name}, which reads attention, in a recipe without a site of kind 'attention'",

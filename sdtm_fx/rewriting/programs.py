@@ -204,7 +204,7 @@ def _attention_texts(
     recipe: Recipe, block: torch.nn.Module, capture: Capture, places: tuple[SitePlace, ...]
 ) -> tuple[str, ...]:
     """The attention modules that passes look into, as text; their processors are part of the structure."""
-    if recipe.prompt is None and not any("attention" in stage.method.wants() for stage in recipe.stages):
+    if recipe.prompt is None and not any(stage.method.reads_attention() for stage in recipe.stages):
         return ()
     locals_ = {p.local for p in places if recipe.sites[p.site_index].kind == "attention"}
     calls = [n for n in capture.graph.nodes if n.op == "call_module" and n.target in locals_]

@@ -11,8 +11,8 @@ from torch._dynamo.backends.common import aot_autograd
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from sdtm_fx.attention_score import received_attention
-from sdtm_fx.methods import FIDM, IDM, SSM, LocalMatch, Method, Random, TokenView, ToMe, Uniform
+from sdtm_fx.attention_score import AttentionHeads, received_attention
+from sdtm_fx.methods import FIDM, IDM, SSM, AtEdm, LocalMatch, Method, Random, TokenView, ToMe, Uniform
 
 GRID, REMOVE = (7, 9), 24
 METHODS: list[Method] = [
@@ -26,6 +26,10 @@ METHODS: list[Method] = [
     LocalMatch(),
     IDM(),
     IDM(window=(2, 2), radius=1, rank="both"),
+    AtEdm(iterations=2),
+    AtEdm(iterations=2, probe_queries=8),
+    AtEdm(iterations=2, importance="entropy"),
+    AtEdm(iterations=1, importance="hard_clip", similarity="cosine"),
 ]
 FORBIDDEN = (
     "nonzero",
@@ -42,7 +46,9 @@ Outputs = tuple[Tensor, Tensor, Tensor]
 
 def site(method: Method) -> Callable[[Tensor, Tensor, Tensor, Tensor], Outputs]:
     def run(x: Tensor, ages: Tensor, attention: Tensor, salt: Tensor) -> Outputs:
-        plan = method.plan(TokenView(x, GRID, ages, attention, salt), REMOVE)
+        queries = x.unflatten(2, (2, 4)).transpose(1, 2)
+        heads = AttentionHeads(queries, queries.flip(2), queries[:, :, :3])
+        plan = method.plan(TokenView(x, GRID, ages, attention, salt, heads), REMOVE)
         behind = plan.after_prefix(2)
         long = torch.cat([x[:, :2], x], dim=1)
         return plan.unmerge(plan.merge(x)), behind.unmerge(behind.merge(long)), plan.next_ages(ages)

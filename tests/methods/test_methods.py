@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,11 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sdtm_fx.attention_score import AttentionHeads
 from sdtm_fx.methods import (
     FIDM,
     IDM,
     METHODS,
     SSM,
+    AtEdm,
     LocalMatch,
     Method,
     Random,
@@ -45,12 +48,21 @@ MERGING: list[Method] = [
     IDM(),
     IDM(window=(2, 2), rank="similar"),
     IDM(window=(2, 2), radius=1, rank="both"),
+    AtEdm(),
+    AtEdm(probe_queries=4, band=(0.0, 0.02)),
+    AtEdm(importance="power", similarity="cosine"),
+    AtEdm(importance="entropy", iterations=2),
 ]
 GRIDS = st.one_of(
     st.tuples(st.integers(1, 9), st.integers(1, 9)),
     st.tuples(st.just(1), st.integers(1, 40)),
     st.sampled_from([(33, 47), (8, 8), (16, 8)]),
 )
+
+
+def make_heads(draw: torch.Generator, tokens: int, batch: int) -> AttentionHeads:
+    query, key, text = (torch.randn(batch, 2, n, 4, generator=draw) for n in (tokens, tokens, 5))
+    return AttentionHeads(query, key, text)
 
 
 def make_view(
@@ -64,6 +76,7 @@ def make_view(
         ages=torch.randint(0, 5, (batch, tokens), generator=draw, dtype=torch.int32),
         attention=torch.rand(batch, tokens, generator=draw),
         salt=seed,
+        heads=make_heads(draw, tokens, batch),
     )
 
 
@@ -116,7 +129,10 @@ def test_samples_do_not_see_each_other(method: Method) -> None:
     swap = [2, 0, 1]
     assert view.ages is not None
     assert view.attention is not None
-    other = TokenView(view.metric[swap], view.grid, view.ages[swap], view.attention[swap], view.salt)
+    assert view.heads is not None
+    assert view.heads.text_key is not None
+    heads = AttentionHeads(view.heads.query[swap], view.heads.key[swap], view.heads.text_key[swap])
+    other = TokenView(view.metric[swap], view.grid, view.ages[swap], view.attention[swap], view.salt, heads)
     plan, swapped = method.plan(view, remove), method.plan(other, remove)
     assert torch.equal(plan.assign[swap], swapped.assign)
     assert torch.equal(plan.positions[swap], swapped.positions)
@@ -133,14 +149,16 @@ def test_capacity_can_be_reached_and_plans_repeat(method: Method) -> None:
 
 @pytest.mark.parametrize("method", MERGING, ids=repr)
 def test_zero_tokens_and_missing_ages_are_no_trouble(method: Method) -> None:
-    view = TokenView(torch.zeros(1, 48, 8), (6, 8), attention=torch.zeros(1, 48))
+    zeros = torch.zeros(1, 2, 48, 4)
+    nothing = AttentionHeads(zeros, zeros, zeros[:, :, :5])
+    view = TokenView(torch.zeros(1, 48, 8), (6, 8), attention=torch.zeros(1, 48), heads=nothing)
     remove = method.capacity(view.grid) // 2 // method.quantum() * method.quantum()
     plan = method.plan(view, remove)
     x = torch.randn(1, 48, 3)
     assert torch.isfinite(round_trip(plan, x)).all()
-    metric, attention = make_view(3, (6, 8)).metric, make_view(3, (6, 8)).attention
-    none = TokenView(metric, view.grid, attention=attention)
-    fresh = TokenView(metric, view.grid, torch.zeros(2, 48, dtype=torch.int32), attention)
+    whole = make_view(3, (6, 8))
+    none = replace(whole, ages=None)
+    fresh = replace(whole, ages=torch.zeros(2, 48, dtype=torch.int32))
     assert same_slots(method.plan(none, remove), method.plan(fresh, remove))
 
 
@@ -149,7 +167,7 @@ def test_zero_tokens_and_missing_ages_are_no_trouble(method: Method) -> None:
 def test_low_precision_chooses_the_same_tokens(method: Method, dtype: torch.dtype) -> None:
     # Values that low precision holds exactly: the metric maths are float32, so nothing may differ.
     view = make_view(5, (12, 10), dtype=dtype)
-    full = TokenView(view.metric.float(), view.grid, view.ages, view.attention, view.salt)
+    full = replace(view, metric=view.metric.float())
     remove = method.capacity(view.grid) // 2 // method.quantum() * method.quantum()
     assert same_slots(method.plan(view, remove), method.plan(full, remove))
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -174,7 +192,11 @@ def test_plans_work_without_data(method: Method) -> None:
     view = make_view(0, (6, 8))
     assert view.ages is not None
     assert view.attention is not None
-    empty = TokenView(view.metric.to("meta"), view.grid, view.ages.to("meta"), view.attention.to("meta"))
+    queries = torch.empty(2, 2, 48, 4, device="meta")
+    empty = TokenView(
+        view.metric.to("meta"), view.grid, view.ages.to("meta"), view.attention.to("meta"),
+        heads=AttentionHeads(queries, queries, queries[:, :, :5]),
+    )  # fmt: skip
     remove = method.capacity(view.grid)
     plan = method.plan(empty, remove)
     x = torch.empty(2, 48, 5, device="meta")
@@ -187,7 +209,7 @@ def test_every_name_makes_its_method() -> None:
         options: dict[str, Any] = {}
         method = kind(**options)
         assert method.name == name
-        assert method.wants() <= method.needs <= {"ages", "attention"}
+        assert method.wants() <= method.needs <= {"ages", "attention", "heads", "text"}
     view = make_view(0, (4, 4))
     by_name = plan_merge("ssm", view.metric, grid=(4, 4), remove=6, ages=view.ages, age_weight=0.2)
     assert same_slots(by_name, SSM(age_weight=0.2).plan(view, 6))
