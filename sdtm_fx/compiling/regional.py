@@ -51,13 +51,15 @@ class RegionalExecutor:
         runtime, group = binding.runtime, binding.index // call.every_layers
         planned = {0: runtime.planned[group]} if group in runtime.planned else {}
         local = _local_state(call, binding.index, group, program.features.get(call.variant, frozenset()))
+        spans = dict(runtime.spans)
         context = BlockContext(
-            replace(call, state=local, every_layers=1), 0, planned, self._draw(group, leaves)
+            replace(call, state=local, every_layers=1), 0, planned, self._draw(group, leaves), spans
         )
         key = PhaseKey.of(call)
         label = key.label(binding.cache.recipe)
-        compiled = self._compiled(function, (key, bool(planned), _layouts(leaves)), label)
+        compiled = self._compiled(function, (key, bool(planned), tuple(spans), _layouts(leaves)), label)
         output = compiled(block, context, *leaves)
+        runtime.spans = spans
         if 0 in planned:
             runtime.planned[group] = planned[0]
         if 0 in local.above:

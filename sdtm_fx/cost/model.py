@@ -15,6 +15,8 @@ from sdtm_fx.cost.saving import BlockCost, measure_block
 from sdtm_fx.cost.trial import Trial
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewriting.programs import Program
+from sdtm_fx.rewriting.spans import active_span
+from sdtm_fx.runtime.call import Variant
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,8 @@ class CostModel:
                 continue
             total = total + cost.saving.at(tokens, text, remove) * batch
             group = block.index // self.recipe.plan.every_layers
-            if group not in groups:
+            span = active_span(self.recipe, block.program.spans, Variant(stage=stage))
+            if group not in groups and (span is None or span.first):
                 groups.add(group)
                 planning = planning or plan_macs(method, grid, text, cost.width, remove)
                 total = total - planning * (1 if "batch" in self.recipe.plan.share else batch)

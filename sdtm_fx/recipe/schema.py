@@ -18,6 +18,7 @@ from sdtm_fx.recipe.extend import plain_source, read_file, read_named, resolve
 from sdtm_fx.recipe.merge import merge, nested
 from sdtm_fx.recipe.part import Count, Label, Part, Positive, RecipeName, Text
 from sdtm_fx.recipe.ratio import Ratio
+from sdtm_fx.recipe.span import SpanSpec
 from sdtm_fx.recipe.tokens import Input, Tokens
 from sdtm_fx.recipe.validate import validate
 from sdtm_fx.recipe.yaml_source import Source, read_yaml
@@ -52,7 +53,7 @@ class Stage(Part):
     until: Annotated[float, Field(gt=0, le=1)]
     """Fraction of the denoising steps at which the stage ends; the last stage ends at 1."""
     sites: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Ids of the sites that are merged."""
+    """Ids of the sites and spans that are merged."""
     method: AnyMethod
     """What decides which tokens are merged, with its options."""
     ratio: Ratio | None = None
@@ -151,6 +152,8 @@ class Recipe(Part):
     """Arguments of the model in an example call: what capture and the cost model run."""
     sites: Annotated[tuple[SiteSpec, ...], Field(min_length=1)]
     """Modules whose image tokens may be merged."""
+    spans: tuple[SpanSpec, ...] = ()
+    """Runs of blocks between which image tokens may stay merged."""
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
     """Spans of denoising steps, in order."""
     ratio: Ratio
@@ -243,8 +246,11 @@ class Recipe(Part):
     def fingerprint(self) -> str:
         """Return the SHA-256 of the content: equal for equal recipes, however they were written."""
         data = self.to_data()
+        # Younger than version 1: recipes that say nothing of these keep the hash that they had.
         if data["gate"] == "auto":
-            del data["gate"]  # younger than version 1: recipes that say nothing keep the hash that they had
+            del data["gate"]
+        if not data["spans"]:
+            del data["spans"]
         text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(text.encode()).hexdigest()
 

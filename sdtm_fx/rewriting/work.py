@@ -11,6 +11,7 @@ from torch import fx
 
 from sdtm_fx.capture.guards import expect
 from sdtm_fx.recipe.schema import Recipe, Stage
+from sdtm_fx.rewriting.spans import SpanPlace
 from sdtm_fx.runtime import ops
 from sdtm_fx.runtime.call import Variant
 from sdtm_fx.sites.locating import Site
@@ -35,6 +36,7 @@ class BlockWork:
         recipe: The recipe.
         variant: Which steps the graph is for.
         places: Sites of the recipe in this block that this variant handles.
+        span: What the block is in the span that this variant handles, if any.
         attention_places: All attention sites in this block, handled or not: statistics are read there.
         sites: The located sites, by id; filled by the first pass.
         context: The placeholder of the `BlockContext`; added by the first pass.
@@ -47,6 +49,7 @@ class BlockWork:
     variant: Variant
     places: tuple[SitePlace, ...]
     attention_places: tuple[SitePlace, ...] = ()
+    span: SpanPlace | None = None
     sites: dict[str, Site] = field(default_factory=dict)
     context: fx.Node | None = None
     notes: list[str] = field(default_factory=list)

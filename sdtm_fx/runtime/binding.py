@@ -14,6 +14,7 @@ from sdtm_fx.capture.arguments import Key, Leaf, Signature, flatten
 from sdtm_fx.capture.guards import GuardFailed
 from sdtm_fx.capture.hooked import clear_inner_forward, set_inner_forward, traits
 from sdtm_fx.rewriting.programs import Program, ProgramCache, dense_variant
+from sdtm_fx.rewriting.spans import Spans
 from sdtm_fx.rewriting.work import SitePlace
 from sdtm_fx.runtime.call import BlockContext, Call, Variant
 from sdtm_fx.runtime.runtime import Runtime
@@ -41,6 +42,7 @@ class BlockBinding:
         index: Its place in the order of execution.
         signature: Parameters of its forward.
         places: The sites of the recipe in it.
+        spans: What it is in the spans of the recipe.
         programs: Rewritten programs by structure of call.
         fingerprint: What the programs assume about the block's modules.
         former: The inner forward that was replaced, if one was set on the instance.
@@ -54,6 +56,7 @@ class BlockBinding:
     index: int
     signature: Signature
     places: tuple[SitePlace, ...]
+    spans: Spans = ()
     programs: dict[Key, Program] = field(default_factory=dict)
     fingerprint: tuple[Any, ...] = ()
     former: Callable[..., Any] | None = None
@@ -76,7 +79,7 @@ class BlockBinding:
             return self.executor.run(self, block, program, own, leaves)
         if variant is None or function is None:
             return self._own(block, args, kwargs)
-        context = BlockContext(call, self.index, self.runtime.planned)
+        context = BlockContext(call, self.index, self.runtime.planned, spans=self.runtime.spans)
         for watch in self.runtime.watchers:
             watch(context, variant)
         try:
@@ -136,7 +139,7 @@ class BlockBinding:
 
     def learn(self, block: torch.nn.Module, key: Key, leaves: list[Leaf]) -> Program:
         """Rewrite the block for a structure of call that has not been seen yet."""
-        program = self.cache.program(block, key, leaves, self.places)
+        program = self.cache.program(block, key, leaves, self.places, self.spans)
         self.programs[key] = program
         return program
 

@@ -82,6 +82,7 @@ class BlockContext:
         call: The model call in progress.
         block: Index of the block, in the order of execution.
         planned: Plans made in this call, by group; blocks of a group share one.
+        spans: Spans that were entered in this call and not left yet, by id.
         draw: 0-d int64 tensor that stands for the group in hash-based draws; None: the number of the group itself.
     """
 
@@ -89,6 +90,7 @@ class BlockContext:
     block: int
     planned: dict[int, object]
     draw: torch.Tensor | None = None
+    spans: dict[str, object] = field(default_factory=dict)
 
     @property
     def group(self) -> int:

@@ -15,6 +15,7 @@ from sdtm_fx.capture.example import text_length
 from sdtm_fx.clock import Clock, Moment
 from sdtm_fx.clock_sources import ManualSteps
 from sdtm_fx.cost.decision import GateDecision
+from sdtm_fx.errors import PlanError
 from sdtm_fx.hashing import combine
 from sdtm_fx.phase import Phase, Schedule
 from sdtm_fx.recipe.ratio import ThresholdRatio
@@ -60,6 +61,7 @@ class Runtime:
         forced: In a rehearsal, the phase to run whatever the schedule says.
         call: The model call in progress, None outside of one.
         planned: Plans made in this call, by group.
+        spans: Spans that were entered in this call and not left yet, by id.
         watchers: Told what each rewritten block runs; empty unless someone records.
     """
 
@@ -75,6 +77,7 @@ class Runtime:
     state: RunState = field(default_factory=RunState)
     call: Call | None = None
     planned: dict[int, object] = field(default_factory=dict)
+    spans: dict[str, object] = field(default_factory=dict)
     manual_halves: int | None = None
     watchers: list[Watcher] = field(default_factory=list)
 
@@ -137,7 +140,7 @@ class Runtime:
         self.moment = moment
         self.last = CallSize(moment.count, grid, batch, text_length(self.recipe, arguments))
         self.call = self._make_call(moment, self.last, branch, state, halves, tensor.device)
-        self.planned = {}
+        self.planned, self.spans = {}, {}
         return starts
 
     @contextlib.contextmanager
@@ -162,7 +165,20 @@ class Runtime:
     def end(self) -> None:
         """Leave the call; blocks that are called on their own then run their own forward."""
         self.call = None
+        self.planned, self.spans = {}, {}
+
+    def close(self) -> None:
+        """Forget the plans of a call whose forward is done.
+
+        Raises:
+            PlanError: A span was entered and not left.
+        """
         self.planned = {}
+        if self.spans:
+            raise PlanError(
+                f"the block that ends span {next(iter(self.spans))!r} has not run in this call "
+                "(skip_layers, or a cache that leaves blocks out?)"
+            )
 
     def _note_time(self, moment: Moment) -> bool:
         starts = moment.generation != self._generation
