@@ -49,7 +49,9 @@ def insert_spans(work: BlockWork) -> int:
 
 
 def _argument(work: BlockWork, span: SpanSpec) -> fx.Node:
-    placeholders = {str(n.target): n for n in work.graph.nodes if n.op == "placeholder" and n is not work.context}
+    placeholders = {
+        str(n.target): n for n in work.graph.nodes if n.op == "placeholder" and n is not work.context
+    }
     if span.input not in placeholders:
         raise SiteError(
             f"span {span.id!r}: {type(work.block).__name__} is given no argument {span.input!r}; it is given "
@@ -95,7 +97,9 @@ def _shorten_input(work: BlockWork, span: SpanSpec, tokens: fx.Node, first: bool
 
 def _enter(work: BlockWork, span: SpanSpec, tokens: fx.Node) -> fx.Node:
     graph = work.graph
-    behind = tokens.next if tokens.op != "placeholder" else next(n for n in graph.nodes if n.op != "placeholder")
+    behind = (
+        tokens.next if tokens.op != "placeholder" else next(n for n in graph.nodes if n.op != "placeholder")
+    )
     with graph.inserting_before(behind):
         plan = graph.call_function(ops.plan_tokens, (work.ctx, tokens))
         arguments = (work.ctx, plan, tokens, span.id, span.residual == "dense")
@@ -107,7 +111,9 @@ def _enter(work: BlockWork, span: SpanSpec, tokens: fx.Node) -> fx.Node:
 def _shorten_tables(work: BlockWork, span: SpanSpec) -> int:
     if span.rotary is None:
         return 0
-    tables = [n for n in work.graph.nodes if n.op == "placeholder" and _belongs_to(str(n.target), span.rotary)]
+    tables = [
+        n for n in work.graph.nodes if n.op == "placeholder" and _belongs_to(str(n.target), span.rotary)
+    ]
     if not tables:
         raise SiteError(f"span {span.id!r}: {type(work.block).__name__} is given no {span.rotary!r}")
     follow = span_ops.span_rotary if work.recipe.passes.gather_rotary else span_ops.cut_span_rotary

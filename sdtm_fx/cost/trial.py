@@ -14,8 +14,7 @@ from sdtm_fx.plan import MergePlan
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewriting.programs import Program, dense_variant
 from sdtm_fx.rewriting.spans import active_span
-from sdtm_fx.runtime.call import BlockContext, Call, Variant
-from sdtm_fx.runtime.span_ops import OpenSpan
+from sdtm_fx.runtime.call import BlockContext, Call, OpenSpan, Variant
 from sdtm_fx.runtime.state import BranchState
 
 
@@ -94,7 +93,7 @@ class Trial:
         with self.sequence.device:
             return {0: method.plan(method.blank_view(rows, self.grid, 8), remove)}
 
-    def _in_span(self, planned: dict[int, object]) -> tuple[list[Leaf], dict[str, object]]:
+    def _in_span(self, planned: dict[int, object]) -> tuple[list[Leaf], dict[str, OpenSpan]]:
         """The arguments of a block inside a span, whose image tokens are merged, and the span that it is in."""
         place = active_span(self.recipe, self.program.spans, self.variant)
         plan = planned.get(0)

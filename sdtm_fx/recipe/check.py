@@ -105,9 +105,7 @@ def _check_stage_sites(recipe: Recipe) -> Iterator[Problem]:
         for position, site in enumerate(stage.sites):
             if site not in known:
                 path = ("stages", index, "sites", position)
-                yield misfit(
-                    path, f"the unknown site {site!r}", show_choices(known), nearest(site, known)
-                )
+                yield misfit(path, f"the unknown site {site!r}", show_choices(known), nearest(site, known))
         if stage.method.reads_attention() and not has_attention:
             yield misfit(
                 ("stages", index, "method"),

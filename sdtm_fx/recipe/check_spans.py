@@ -58,7 +58,9 @@ def _check_use(path: KeyPath, recipe: Recipe, index: int, span: SpanSpec) -> Ite
             "a span with enter 'end'",
         )
     if isinstance(stage.ratio or recipe.ratio, ThresholdRatio):
-        yield misfit(path, f"the span {span.id!r} with a threshold", "a ratio: a threshold is measured at sites")
+        yield misfit(
+            path, f"the span {span.id!r} with a threshold", "a ratio: a threshold is measured at sites"
+        )
     if span.rotary is not None and "batch" not in recipe.plan.share:
         yield misfit(
             path,

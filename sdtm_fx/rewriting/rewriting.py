@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import re
 import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -215,13 +216,14 @@ class Rewriting:
         spans = [name for name in ([] if stage is None else self.recipe.stages[stage].sites) if name in ids]
         # While a whole model is being compiled, what is open is not known outside.
         inside = [name for name in spans if name in self.runtime.spans or self.executor is not None]
-        if not inside or "size of tensor" not in str(error):
+        if not inside or not re.search(r"\bsize|\bshape", str(error)):
             return
         tokens = call.grid[0] * call.grid[1]
         raise PlanError(
             f"span {inside[0]!r} keeps {tokens - call.phase.remove} of {tokens} image tokens between its blocks, and "
-            f"{type(model).__name__} combines them with others there (ControlNet residuals have full length; use a "
-            f"recipe without spans, or spans of one block): {error}"
+            f"{type(model).__name__} needs all of them there: it adds something of full length (ControlNet residuals "
+            "bear spans of one block only), or leaves out the block that ends the span (skip_layers, a cache): "
+            f"{error}"
         ) from error
 
     def check_modules(self, model: torch.nn.Module) -> None:

@@ -171,12 +171,12 @@ def _is_output(node: object, call: fx.Node, output: int) -> bool:
     return isinstance(node, fx.Node) and node.target is operator.getitem and node.args == (call, output)
 
 
-def _check_stages(
-    recipe: Recipe, found: Mapping[str, Spans], sites: Mapping[str, Collection[str]]
-) -> None:
+def _check_stages(recipe: Recipe, found: Mapping[str, Spans], sites: Mapping[str, Collection[str]]) -> None:
     for stage in recipe.stages:
         for path, places in found.items():
-            ids = [recipe.spans[p.span_index].id for p in places if recipe.spans[p.span_index].id in stage.sites]
+            ids = [
+                recipe.spans[p.span_index].id for p in places if recipe.spans[p.span_index].id in stage.sites
+            ]
             if len(ids) > 1:
                 raise SiteError(f"stage {stage.name!r}: spans {ids[0]!r} and {ids[1]!r} both cover {path}")
             inside = [site for site in stage.sites if site in sites[path]]

@@ -9,6 +9,7 @@ import torch
 
 from sdtm_fx.methods.base import Method
 from sdtm_fx.phase import Phase
+from sdtm_fx.plan import MergePlan
 from sdtm_fx.runtime.state import BranchState
 
 
@@ -75,6 +76,19 @@ class Call:
 
 
 @dataclass(frozen=True)
+class OpenSpan:
+    """A span that was entered and not left yet.
+
+    Attributes:
+        plan: Its plan.
+        stream: [B, N, D], the image tokens where it began; None where nothing of them is added again.
+    """
+
+    plan: MergePlan
+    stream: torch.Tensor | None
+
+
+@dataclass(frozen=True)
 class BlockContext:
     """The first argument of every rewritten block graph.
 
@@ -90,7 +104,7 @@ class BlockContext:
     block: int
     planned: dict[int, object]
     draw: torch.Tensor | None = None
-    spans: dict[str, object] = field(default_factory=dict)
+    spans: dict[str, OpenSpan] = field(default_factory=dict)
 
     @property
     def group(self) -> int:

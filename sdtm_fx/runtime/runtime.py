@@ -21,7 +21,7 @@ from sdtm_fx.phase import Phase, Schedule
 from sdtm_fx.recipe.ratio import ThresholdRatio
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewriting.programs import dense_variant
-from sdtm_fx.runtime.call import BlockContext, Call, Variant
+from sdtm_fx.runtime.call import BlockContext, Call, OpenSpan, Variant
 from sdtm_fx.runtime.grid import GridReader
 from sdtm_fx.runtime.layout import lay_out_ages, lay_out_plans
 from sdtm_fx.runtime.refreshes import next_stage
@@ -77,7 +77,7 @@ class Runtime:
     state: RunState = field(default_factory=RunState)
     call: Call | None = None
     planned: dict[int, object] = field(default_factory=dict)
-    spans: dict[str, object] = field(default_factory=dict)
+    spans: dict[str, OpenSpan] = field(default_factory=dict)
     manual_halves: int | None = None
     watchers: list[Watcher] = field(default_factory=list)
 

@@ -1,28 +1,13 @@
-"""The operations by which blocks enter and leave a span, and what a span keeps in between."""
+"""The operations by which blocks enter and leave a span."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 
 from sdtm_fx.errors import PlanError
 from sdtm_fx.plan import MergePlan
-from sdtm_fx.runtime.call import BlockContext
+from sdtm_fx.runtime.call import BlockContext, OpenSpan
 from sdtm_fx.runtime.ops import gather_rotary
-
-
-@dataclass(frozen=True)
-class OpenSpan:
-    """A span that was entered and not left yet.
-
-    Attributes:
-        plan: Its plan.
-        stream: [B, N, D], the image tokens where it began; None where nothing of them is added again.
-    """
-
-    plan: MergePlan
-    stream: torch.Tensor | None
 
 
 def enter_span(
@@ -83,7 +68,7 @@ def cut_span_rotary(ctx: BlockContext, table: torch.Tensor, name: str) -> torch.
 
 def _opened(ctx: BlockContext, name: str) -> OpenSpan:
     span = ctx.spans.get(name)
-    if not isinstance(span, OpenSpan):
+    if span is None:
         raise PlanError(
             f"block {ctx.block} is inside span {name!r}, but the block that begins it has not run in this call "
             "(skip_layers, or a cache that leaves blocks out?)"
