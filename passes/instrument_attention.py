@@ -93,6 +93,12 @@ def _weigh_prompt(opened: AttentionGraph, context: fx.Node, start: Any, length: 
 def _report(opened: AttentionGraph, start: Any, length: fx.Node, method: Method, where: str) -> None:
     """Add what the method reads to the output."""
     graph, text = opened.graph, "text" in method.wants()
+    lengths = [node.meta["val"].shape[opened.sequence] for node in (opened.query, opened.key)]
+    if lengths[0] != lengths[1]:
+        raise SiteError(
+            f"{where}: method {method.name!r} reads attention among image tokens, and here {lengths[0]} queries attend "
+            f"to {lengths[1]} keys; name the block's self-attention or joint attention first"
+        )
     if text and not has_text(opened, start):
         raise SiteError(
             f"{where}: method {method.name!r} reads attention to text with these options, and there are image keys only"

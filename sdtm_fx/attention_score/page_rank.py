@@ -13,6 +13,7 @@ from sdtm_fx.attention_score.rows import (
     probe_rows,
     span_length,
     span_sums,
+    weighted_sum,
 )
 
 
@@ -64,5 +65,5 @@ def page_rank(
         pieces = rows.split(chunk, dim=2)
         table = torch.cat([span_sums(attention_rows(p, key, scale), length) for p in pieces], dim=2)
         for _ in range(iterations - 1):
-            mass = (mass[..., None, :] @ table).squeeze(-2)
+            mass = weighted_sum(mass, table)
     return carry(rows, key, mass, chunk, scale)

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sdtm_fx.errors import PlanError
+from sdtm_fx.similarity import without_autocast
 
 CHUNK = 256
 """Rows that are looked at together."""
@@ -24,7 +25,14 @@ def attention_rows(query: Tensor, key: Tensor, scale: float | None) -> Tensor:
         [B, H, c, L] float32; every row sums to 1.
     """
     factor = query.shape[-1] ** -0.5 if scale is None else scale
-    return torch.softmax((query * factor) @ key.mT, dim=-1, dtype=torch.float32)
+    with without_autocast(query.device):
+        return torch.softmax((query * factor) @ key.mT, dim=-1, dtype=torch.float32)
+
+
+def weighted_sum(weights: Tensor, rows: Tensor) -> Tensor:
+    """Return Σ_i w_i · row_i in float32, inside `torch.autocast` too: [..., c] and [..., c, L] to [..., L]."""
+    with without_autocast(rows.device):
+        return (weights[..., None, :] @ rows).squeeze(-2)
 
 
 def carry(query: Tensor, key: Tensor, mass: Tensor, chunk: int, scale: float | None) -> Tensor:
@@ -42,7 +50,7 @@ def carry(query: Tensor, key: Tensor, mass: Tensor, chunk: int, scale: float | N
     """
     total = mass.new_zeros(*mass.shape[:2], key.shape[2])
     for piece, carried in zip(query.split(chunk, dim=2), mass.split(chunk, dim=2), strict=True):
-        total = total + (carried[..., None, :] @ attention_rows(piece, key, scale)).squeeze(-2)
+        total = total + weighted_sum(carried, attention_rows(piece, key, scale))
     return total
 
 

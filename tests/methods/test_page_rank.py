@@ -200,3 +200,12 @@ def test_counts_below_one(options: dict[str, int], message: str) -> None:
         page_rank(*heads(5), **options)  # type: ignore[arg-type]
     with pytest.raises(PlanError, match="cross_rank: found"):
         cross_rank(*heads(5), score="entropy", **options)  # type: ignore[arg-type]
+
+
+def test_autocast_takes_nothing_off_the_precision() -> None:
+    query, key = heads(40)
+    plain = page_rank(query, key, iterations=3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(page_rank(query, key, iterations=3), plain)
+        estimated = page_rank(query, key, iterations=3, probes=10)
+    assert torch.equal(estimated, page_rank(query, key, iterations=3, probes=10))

@@ -372,3 +372,12 @@ def test_attention_without_text_has_no_importance_from_text() -> None:
         SiteError, match="'at_edm' reads attention to text with these options, and there are image"
     ):
         work_on(GatedBlock(), (X, C), rules)
+
+
+@pytest.mark.parametrize("method", [IDM_ALL, AT_EDM])
+def test_cross_attention_says_nothing_of_image_tokens(method: dict[str, Any]) -> None:
+    rules = recipe([ATTN | {"match": "attn2"}, FF], merged=["ff"], method=method)
+    with pytest.raises(
+        SiteError, match="reads attention among image tokens, and here 24 queries attend to 3 keys"
+    ):
+        work_on(CrossBlock(), (X, T, C), rules)

@@ -5,11 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 import sdtm_fx
-from sdtm_fx.errors import NothingMatched, SdtmFxError, SiteError
+from sdtm_fx.errors import NothingMatched, PlanError, SdtmFxError, SiteError
+from sdtm_fx.runtime.call import BlockContext, OpenSpan
+from sdtm_fx.runtime.span_ops import inside_span
+from tests.passes.blocks import GRID, GatedBlock, condition, image
+from tests.passes.working import FF, Calls
+from tests.passes.working import recipe as toy_recipe
 from tests.spans.cases import FLUX_SPAN, SPAN, flux, recipe, sd3
-from tests.user.cases import FLUX_DEV, SD3, module_state
+from tests.user.cases import FLUX_DEV, SD3, distance, module_state, run_steps
 
 OTHER = {**SPAN, "id": "other"}
 
@@ -69,6 +76,12 @@ OTHER = {**SPAN, "id": "other"}
             r"JointTransformerBlock is given no argument 'hidden_state'; it is given .*did you mean 'hidden_states'",
         ),
         (
+            [{"input": "temb", "last": 1}],
+            {},
+            SiteError,
+            "argument 'temb' is not a .batch, tokens, width. tensor",
+        ),
+        (
             [{"output": 0}],
             {},
             SiteError,
@@ -115,6 +128,61 @@ def test_rotary_tables_that_are_not_named_are_missed() -> None:
     ):
         sdtm_fx.rewrite(model, recipe(FLUX_DEV, {**FLUX_SPAN, "rotary": None}))
     assert module_state(model) == before
+
+
+class Outer(nn.Module):
+    """Three blocks, and something that reads what the first one returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(GatedBlock() for _ in range(3))
+
+    def forward(self, hidden_states: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
+        first = self.blocks[0](hidden_states, temb)
+        return self.blocks[2](self.blocks[1](first, temb), temb) + first
+
+
+def test_a_span_whose_tokens_are_read_in_between_is_refused() -> None:
+    rules = {
+        "version": 1,
+        "name": "outer",
+        "model": ["Outer"],
+        "tokens": {"grid": {"height": 4, "width": 6}},
+        "sites": [{"id": "ff", "kind": "feed_forward", "match": "blocks.*.ff"}],
+        "spans": [{"id": "body", "first": 0, "last": 2}],
+        "stages": [{"name": "all", "until": 1.0, "sites": ["body"], "method": {"name": "ssm"}}],
+        "ratio": {"curve": "constant", "start": 0.5},
+    }
+    model, example = Outer(), {"hidden_states": image(), "temb": condition()}
+    with pytest.raises(
+        SiteError, match=r"between blocks.0 and blocks.1 the model reads the image tokens too \("
+    ):
+        sdtm_fx.rewrite(model, rules, example=example)
+    sdtm_fx.rewrite(model, {**rules, "spans": [{"id": "body", "first": 1, "last": 2}]}, example=example)
+    with torch.no_grad(), sdtm_fx.steps(model, 3) as clock:
+        clock.step = 1
+        assert model(**example).shape == example["hidden_states"].shape
+
+
+def test_blocks_inside_a_span_check_their_tokens() -> None:
+    plan = sdtm_fx.plan_merge("ssm", image(), grid=GRID, remove=12)
+    call = Calls(toy_recipe([FF])).make()
+    context = BlockContext(call, 5, {}, spans={"body": OpenSpan(plan, None)})
+    assert inside_span(context, torch.zeros(2, 12, 8), "body").shape == (2, 12, 8)
+    with pytest.raises(
+        PlanError, match="block 5 is inside span 'body' and got 24 image tokens instead of 12"
+    ):
+        inside_span(context, image(), "body")
+
+
+def test_tables_may_be_cut_for_comparison() -> None:
+    outputs = []
+    for gathers in (True, False):
+        model = flux()
+        sdtm_fx.rewrite(model, recipe(FLUX_DEV, FLUX_SPAN, **{"passes.gather_rotary": gathers}))
+        outputs.append(run_steps(model, FLUX_DEV.inputs(), 3))
+    assert torch.equal(outputs[0][0], outputs[1][0])
+    assert distance(outputs[0][1:2], outputs[1][1:2]) > 1e-3
 
 
 def test_sites_outside_of_a_span_merge_as_ever() -> None:
