@@ -5,6 +5,7 @@
 | locate_sites | finds the sites of the recipe in the graph and checks them |
 | measure_threshold | counts what a threshold would merge, on dense steps (SDTM*) |
 | insert_merges | ``f(x)`` becomes ``unmerge(f(merge(x)))`` at every site |
+| insert_spans | merges at the start or end of a block, unmerges at the end of a later one |
 | share_plans | one plan for all sites of a block |
 | gather_rotary | position tables follow the tokens |
 | reduce_keys | inside attention, fewer image keys and values; queries stay dense |
@@ -24,6 +25,7 @@ if __name__ != "sdtm_fx.passes":
 from sdtm_fx.passes.call_opened import CALL_OPENED
 from sdtm_fx.passes.gather_rotary import GATHER_ROTARY
 from sdtm_fx.passes.insert_merges import INSERT_MERGES
+from sdtm_fx.passes.insert_spans import INSERT_SPANS
 from sdtm_fx.passes.instrument_attention import INSTRUMENT_ATTENTION
 from sdtm_fx.passes.locate_sites import LOCATE_SITES
 from sdtm_fx.passes.measure_threshold import MEASURE_THRESHOLD
@@ -39,6 +41,7 @@ PASSES: tuple[Pass, ...] = (
     LOCATE_SITES,
     MEASURE_THRESHOLD,
     INSERT_MERGES,
+    INSERT_SPANS,
     SHARE_PLANS,
     GATHER_ROTARY,
     REDUCE_KEYS,

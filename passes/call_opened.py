@@ -35,7 +35,7 @@ def _call_instead(work: BlockWork, opened: OpenedSite) -> None:
         result = call
         if plan is not None:
             result = graph.call_function(operator.getitem, (call, 0))
-            plan.args = (*plan.args, graph.call_function(operator.getitem, (call, 1)))
+            plan.update_kwarg(opened.reads, graph.call_function(operator.getitem, (call, 1)))
         result.meta["val"] = old.meta["val"]
     old.replace_all_uses_with(result)
     graph.erase_node(old)

@@ -2,7 +2,8 @@
 
 ``attn(x)`` becomes a call of the attention module's own graph, in which
 
-* a second output reports the attention received by each image token, for the plan of a later site, and
+* a second output reports the attention received by each image token, or their queries and keys, for the plan of a
+  later site, and
 * a step-dependent log-weight is added to the logits of the text keys.
 """
 
@@ -10,9 +11,11 @@ from __future__ import annotations
 
 from torch import fx
 
-from sdtm_fx.attention_score import received_attention
+from sdtm_fx.attention_score import attention_heads, received_attention
 from sdtm_fx.errors import SiteError
-from sdtm_fx.rewriting.opening import OpenedSite, open_site
+from sdtm_fx.methods.base import Method
+from sdtm_fx.rewriting.attention import has_text
+from sdtm_fx.rewriting.opening import OpenedSite, open_site, reads_image
 from sdtm_fx.rewriting.work import BlockWork, Pass, SitePlace
 from sdtm_fx.runtime import ops
 from sdtm_fx.sites.locating import Site, locate
@@ -42,7 +45,7 @@ def instrument_attention(work: BlockWork) -> int:
 
 
 def _scored_plan(work: BlockWork) -> fx.Node | None:
-    if not work.merges or "attention" not in work.stage.method.wants():  # type: ignore[union-attr]
+    if not work.merges or not work.stage.method.reads_attention():  # type: ignore[union-attr]
         return None
     return next(iter(work.calls(ops.plan_tokens)), None)
 
@@ -60,7 +63,7 @@ def _instrument(work: BlockWork, site: Site, plan: fx.Node | None, weighted: boo
         _weigh_prompt(opened)
     if plan is not None:
         assert work.stage is not None  # what is planned is planned for a stage
-        _report_scores(opened, plan, work.stage.method.probes())
+        _report(opened, plan, work.stage.method)
 
 
 def _weigh_prompt(opened: OpenedSite) -> None:
@@ -72,18 +75,33 @@ def _weigh_prompt(opened: OpenedSite) -> None:
     opened.add_bias(mask)
 
 
-def _report_scores(opened: OpenedSite, plan: fx.Node, probes: int | None) -> None:
-    graph, attention = opened.attention.graph, opened.attention
+def _report(opened: OpenedSite, plan: fx.Node, method: Method) -> None:
+    """Add what the method reads to the output of the attention module, for a plan in the block."""
+    graph, attention, text = opened.attention.graph, opened.attention, "text" in method.wants()
+    if not reads_image(opened):
+        raise SiteError(
+            f"{opened.where}: method {method.name!r} reads attention among image tokens, and here the keys are those "
+            "of a text (cross-attention); name the block's self-attention or joint attention first"
+        )
+    if text and not has_text(attention, opened.start):
+        raise SiteError(
+            f"{opened.where}: method {method.name!r} reads attention to text with these options, and there are image "
+            "keys only"
+        )
     with graph.inserting_before(attention.operation):
         query, key = attention.query, attention.key
         if opened.axis == 1:
             query = graph.call_method("transpose", (query, 1, 2))
             key = graph.call_method("transpose", (key, 1, 2))
-        scores = graph.call_function(
-            received_attention, (query, key), {"image": (opened.start, opened.length), "probes": probes}
-        )
+        span = {"image": (opened.start, opened.length)}
+        if "heads" in method.wants():
+            scale = attention.operation.kwargs.get("scale")
+            read = graph.call_function(attention_heads, (query, key), span | {"text": text, "scale": scale})
+            opened.reads = "heads"
+        else:
+            read = graph.call_function(received_attention, (query, key), span | {"probes": method.probes()})
     output = next(iter(reversed(graph.nodes)))
-    output.args = ((output.args[0], scores),)
+    output.args = ((output.args[0], read),)
     opened.scored = plan
 
 

@@ -205,7 +205,7 @@ class _Phase(torch.nn.Module):
     def forward(self, arguments: dict[str, torch.Tensor], state: dict[str, torch.Tensor]) -> Any:
         """Run the phase; the tensors of the state are written in place."""
         self.runtime.call = call_with(self.call, state, self.features)
-        self.runtime.planned = {}
+        self.runtime.planned, self.runtime.spans = {}, {}
         return self.own(**arguments, **self.constants)
 
 

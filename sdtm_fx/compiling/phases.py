@@ -113,5 +113,5 @@ def one_phase(own: Callable[..., Any], runtime: Any, args: tuple[Any, ...], kwar
         kwargs: More of them.
     """
     output = own(*args, **kwargs)
-    runtime.planned = {}
+    runtime.close()
     return output

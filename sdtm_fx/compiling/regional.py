@@ -53,6 +53,7 @@ class RegionalExecutor:
         runtime, group = binding.runtime, binding.index // call.every_layers
         planned = {0: runtime.planned[group]} if group in runtime.planned else {}
         local = _local_state(call, binding.index, group, program.features.get(call.variant, frozenset()))
+        spans = dict(runtime.spans)
         seen = BlockContext(call, binding.index, planned)
         # Blocks that remove differently, or make something else of a slot, are graphs of their own.
         own = replace(
@@ -64,11 +65,13 @@ class RegionalExecutor:
             reduce=seen.reduce,
             reduces={},
         )
-        context = BlockContext(own, 0, planned, self._draw(group, leaves))
+        context = BlockContext(own, 0, planned, self._draw(group, leaves), spans)
         key = PhaseKey.of(own)
         label = key.label(binding.cache.recipe)
-        compiled = self._compiled(function, (key, own.reduce, bool(planned), _layouts(leaves)), label)
+        situation = (key, own.reduce, bool(planned), tuple(spans), _layouts(leaves))
+        compiled = self._compiled(function, situation, label)
         output = compiled(block, context, *leaves)
+        runtime.spans = spans
         if 0 in planned:
             runtime.planned[group] = planned[0]
         if 0 in local.above:

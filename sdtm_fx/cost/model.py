@@ -16,6 +16,8 @@ from sdtm_fx.cost.trial import Trial
 from sdtm_fx.layer_rates import LayerRates
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewriting.programs import Program
+from sdtm_fx.rewriting.spans import active_span
+from sdtm_fx.runtime.call import Variant
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,8 @@ class CostModel:
             moving = Macs(0.0, float(plans[own].per_channel * cost.moved))
             total = total + (cost.saving.at(tokens, text, own) - moving) * batch
             group = block.index // self.recipe.plan.every_layers
-            if group not in groups:
+            span = active_span(self.recipe, block.program.spans, Variant(stage=stage))
+            if group not in groups and (span is None or span.first):
                 groups.add(group)
                 planning = _planning(plans[own], fresh_plan, fresh_destinations)
                 total = total - planning * (1 if "batch" in self.recipe.plan.share else batch)

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from sdtm_fx.cost.counter import MacCounter, Macs
 from sdtm_fx.cost.effort import Effort, EffortCounter
 from sdtm_fx.cost.trial import model_call
-from sdtm_fx.methods.base import Method, TokenView
+from sdtm_fx.methods.base import Method
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.runtime.call import BlockContext, Variant
 from sdtm_fx.runtime.ops import plan_tokens
@@ -41,18 +41,10 @@ def plan_cost(method: Method, grid: tuple[int, int], text: int, width: int, remo
     """What one plan costs; `width` is that of the tokens compared."""
     if remove <= 0 or not method.merges:
         return PlanCost(Macs(), Macs(), 0)
-    tokens = grid[0] * grid[1]
     # A continuous curve asks for counts between those that the method can remove; the search costs the same.
     remove = min(max(remove, method.quantum()), method.capacity(grid)) // method.quantum() * method.quantum()
-    reads_attention = "attention" in method.wants()
     with torch.device("meta"):
-        view = TokenView(
-            torch.empty(1, tokens, width),
-            grid,
-            torch.empty(1, tokens, dtype=torch.int32) if "ages" in method.needs else None,
-            torch.empty(1, tokens) if reads_attention else None,
-            importance=torch.empty(1, tokens) if "importance" in method.needs else None,
-        )
+        view = method.blank_view(1, grid, width, text)
         with MacCounter() as counter:
             plan = method.plan(view, remove)
         made = counter.macs + score_macs(method, grid, text, width)
@@ -83,15 +75,10 @@ def method_effort(method: Method, grid: tuple[int, int], text: int, width: int, 
         width: Channels of the tokens that are compared.
         remove: Tokens removed; what the method can remove.
     """
-    tokens, counter = grid[0] * grid[1], EffortCounter()
+    counter = EffortCounter()
     with torch.no_grad(), FakeTensorMode():
-        view = TokenView(
-            torch.empty(1, tokens, width, dtype=torch.bfloat16),
-            grid,
-            torch.empty(1, tokens, dtype=torch.int32) if "ages" in method.needs else None,
-            torch.empty(1, tokens) if "attention" in method.wants() else None,
-            importance=torch.empty(1, tokens) if "importance" in method.needs else None,
-        )
+        view = method.blank_view(1, grid, width, text)
+        view = replace(view, metric=view.metric.to(torch.bfloat16))
         with counter.counting():
             method.plan(view, remove)
     return counter.effort + Effort(attention=score_macs(method, grid, text, width).total)
@@ -121,22 +108,19 @@ def plan_effort(
         dtype: Of the tokens.
         keep_destinations: Whether it keeps the destinations of an earlier plan.
     """
-    method, tokens = recipe.stages[stage].method, grid[0] * grid[1]
+    method = recipe.stages[stage].method
     if remove <= 0 or not method.merges:
         return Effort()
-    reads_attention = "attention" in method.wants()
     counter = EffortCounter()
     with torch.no_grad(), FakeTensorMode():
-        state = BranchState(importance=torch.zeros(batch, tokens))
+        state = BranchState(importance=torch.zeros(batch, grid[0] * grid[1]))
         call = model_call(recipe, stage, Variant(stage=stage), grid, remove, state)
         call = replace(call, halves=2 if "cfg" in recipe.plan.share and batch % 2 == 0 else 1)
-        metric = torch.empty(batch, tokens, width, dtype=dtype)
+        view = method.blank_view(batch, grid, width, text)
         if keep_destinations:
             rows = 1 if call.share_batch else batch // call.halves
-            state.plans[0] = method.plan(TokenView(metric[:rows], grid), remove)
+            state.plans[0] = method.plan(method.blank_view(rows, grid, width, text), remove)
             call = replace(call, phase=replace(call.phase, fresh_destinations=False))
         with counter.counting():
-            plan_tokens(
-                BlockContext(call, 0, {}), metric, torch.empty(batch, tokens) if reads_attention else None
-            )
+            plan_tokens(BlockContext(call, 0, {}), view.metric.to(dtype), view.attention, view.heads)
     return counter.effort + Effort(attention=score_macs(method, grid, text, width).total * batch)

@@ -13,9 +13,12 @@ from sdtm_fx.cost.counter import MacCounter, Macs
 from sdtm_fx.cost.decision import GateDecision
 from sdtm_fx.explaining.render import render
 from sdtm_fx.explaining.report import Explanation, GatedSite, GateReport, PhaseReport, SiteReport
+from sdtm_fx.explaining.spans import short_span, span_reports
 from sdtm_fx.phase import Phase, Schedule
 from sdtm_fx.rewrite import rewritten_models
+from sdtm_fx.rewriting.programs import Program
 from sdtm_fx.rewriting.rewriting import Rewriting, rewriting_of
+from sdtm_fx.rewriting.spans import uses_spans
 from sdtm_fx.runtime.call import Variant
 from sdtm_fx.runtime.schedules import CallSize
 
@@ -101,6 +104,7 @@ def _explain(model: torch.nn.Module, rewriting: Rewriting, steps: int, size: Exa
         dense=counter.macs,
         phases=tuple(phases),
         sites=tuple(_site_reports(rewriting, schedule, decision, size, counter.inside)),
+        spans=tuple(span_reports(rewriting, schedule)),
         gate=_gate_report(rewriting, decision),
         notes=tuple(notes),
         state_bytes=rewriting.runtime.state.bytes(),
@@ -141,7 +145,7 @@ def _site_reports(
             measured = None if phase.stage is None else cost.block_cost(block, phase.stage, out)
             for place in block.program.places:
                 spec, path = recipe.sites[place.site_index], f"{block.path}.{place.local}"
-                skipped = _why_skipped(rewriting, block.program.functions, phase, spec.id, out)
+                skipped = _why_skipped(rewriting, block.program, phase, spec.id, out)
                 if skipped is None and not own:
                     skipped = "its share of what this phase removes rounds to none"
                 removed = 0 if skipped else own
@@ -175,6 +179,8 @@ def _gate_report(rewriting: Rewriting, decision: GateDecision | None) -> GateRep
     runtime, recipe = rewriting.runtime, rewriting.recipe
     if recipe.gate == "off":
         return GateReport(False, "off in the recipe")
+    if uses_spans(recipe):
+        return GateReport(False, "does not weigh spans: the recipe merges wherever it says")
     if decision is None:
         key = rewriting.schedules.device_key(runtime.device, runtime.static)
         return GateReport(
@@ -195,15 +201,17 @@ def _gate_report(rewriting: Rewriting, decision: GateDecision | None) -> GateRep
 
 
 def _why_skipped(
-    rewriting: Rewriting, functions: Any, phase: Phase, site: str, left_out: frozenset[str]
+    rewriting: Rewriting, program: Program, phase: Phase, site: str, left_out: frozenset[str]
 ) -> str | None:
     if phase.stage is None:
         return "the step is dense"
     stage = rewriting.recipe.stages[phase.stage]
+    if short_span(rewriting.recipe, program, phase) is not None:
+        return None
     if site not in stage.sites:
         return f"not a site of stage {stage.name}"
     if site in left_out:
         return "the cost gate left it out"
-    if Variant(stage=phase.stage) not in functions:
+    if Variant(stage=phase.stage) not in program.functions:
         return "its block has no graph for this stage"
     return None

@@ -16,6 +16,7 @@ from sdtm_fx.recipe.match import compile_match
 from sdtm_fx.recipe.schema import Recipe, SiteSpec
 from sdtm_fx.rewrite import rewritten_models
 from sdtm_fx.rewriting.rewriting import Rewriting, rewriting_of
+from sdtm_fx.rewriting.spans import active_span
 from sdtm_fx.rewriting.work import SitePlace
 from sdtm_fx.runtime.call import BlockContext, Variant
 
@@ -131,13 +132,15 @@ class _Recorder:
         stage = None if variant.stage is None else recipe.stages[variant.stage]
         for place in self._places[path]:
             spec = recipe.sites[place.site_index]
-            action = _action(recipe, variant, spec)
+            entry = self._span_entry(path, variant)
+            action = _action(recipe, variant, spec) if entry is None else "merged"
             kept, slots = size.grid[0] * size.grid[1], _NO_SLOTS
             if action == "forecast":
                 kept = 0
             elif action in ("merged", "keys"):
                 assert context is not None
-                plan = context.planned[context.group]
+                block = context.block if entry is None else entry
+                plan = context.planned[block // context.call.every_layers]
                 assert isinstance(plan, Plan)
                 kept = plan.kept
                 if id(plan) not in copies:
@@ -160,6 +163,14 @@ class _Recorder:
                 assign=slots[0],
                 positions=slots[1],
             )
+
+    def _span_entry(self, path: str, variant: Variant) -> int | None:
+        """Number of the block that merged the tokens of a block inside a span; None for all other blocks."""
+        binding, recipe = self._rewriting.bindings.get(path), self._rewriting.recipe
+        place = None if binding is None else active_span(recipe, binding.spans, variant)
+        if place is None or not place.is_short(recipe.spans[place.span_index]):
+            return None
+        return place.entry
 
 
 def _places_in(model: nn.Module, block: str, recipe: Recipe) -> tuple[SitePlace, ...]:

@@ -6,7 +6,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from sdtm_fx.explaining.report import Explanation, SiteReport
+from sdtm_fx.explaining.report import Explanation, SiteReport, SpanReport
 
 
 def as_text(explanation: Explanation, width: int = 110) -> str:
@@ -42,6 +42,8 @@ def render(e: Explanation) -> RenderableType:
         f"{e.theoretical_speedup:.2f}x",
     )  # fmt: skip
     parts: list[RenderableType] = [head, flow, phases, _site_table(e)]
+    if e.spans:
+        parts.append(_span_table(e))
     if any(p.stores for p in e.phases):
         parts.append(Text("* stores features for later steps"))
     if any(e.state_bytes.values()):
@@ -66,6 +68,23 @@ def _site_table(e: Explanation) -> Table:
         table.add_row(
             str(phase), _paths([s.path for s in sites]), f"{first.tokens_before} -> {first.tokens_after}{what}",
             f"{first.macs_before.total / 1e9:.4g}{after}",
+        )  # fmt: skip
+    return table
+
+
+def _span_table(e: Explanation) -> Table:
+    table = Table(
+        "phase", "span", "from", "to", "residual", "tokens", title="Spans: merged once, unmerged once"
+    )
+    groups: dict[tuple[int, str], list[SpanReport]] = {}
+    for s in e.spans:
+        groups.setdefault((s.phase, s.span), []).append(s)
+    for (phase, span), runs in groups.items():
+        one = runs[0]
+        table.add_row(
+            str(phase), span, f"{one.enter} of {_paths([s.first for s in runs])}",
+            f"end of {_paths([s.last for s in runs])}", one.residual,
+            f"{one.tokens_before} -> {one.tokens_after}",
         )  # fmt: skip
     return table
 

@@ -59,6 +59,33 @@ class PhaseReport:
 
 
 @dataclass(frozen=True)
+class SpanReport:
+    """One run of blocks between which image tokens stay merged, in one phase.
+
+    Attributes:
+        phase: Index of the phase.
+        span: Id in the recipe.
+        first: Path of the block in which it begins.
+        last: Path of the block at whose end it ends.
+        enter: Whether it begins at the ``start`` or the ``end`` of the first block.
+        residual: ``dense`` or ``merged``, as in the recipe.
+        blocks: How many blocks run on merged tokens.
+        tokens_before: Image tokens in front of it and behind it.
+        tokens_after: Image tokens in it.
+    """
+
+    phase: int
+    span: str
+    first: str
+    last: str
+    enter: str
+    residual: str
+    blocks: int
+    tokens_before: int
+    tokens_after: int
+
+
+@dataclass(frozen=True)
 class GatedSite:
     """A site that the cost gate leaves dense in a phase.
 
@@ -113,6 +140,7 @@ class Explanation:
         dense: MACs of one call of the unchanged model.
         phases: The phases.
         sites: Every site in every phase.
+        spans: Every span in the phases that use it.
         gate: What the cost gate left out, or why it did nothing.
         notes: What was not done, and why.
         state_bytes: Memory held across steps right now, in bytes, by purpose.
@@ -132,6 +160,7 @@ class Explanation:
     dense: Macs
     phases: tuple[PhaseReport, ...]
     sites: tuple[SiteReport, ...]
+    spans: tuple[SpanReport, ...]
     gate: GateReport
     notes: tuple[str, ...]
     state_bytes: dict[str, int]

@@ -9,8 +9,10 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
+from sdtm_fx.attention_score import AttentionHeads
 from sdtm_fx.base_plan import Plan
 from sdtm_fx.errors import PlanError, nearest
+from sdtm_fx.methods.at_edm import AtEdm
 from sdtm_fx.methods.base import Method, OptionError, TokenView
 from sdtm_fx.methods.ca_tome import CAToMe
 from sdtm_fx.methods.fidm import FIDM
@@ -33,6 +35,7 @@ __all__ = [
     "METHODS",
     "SSM",
     "AnyMethod",
+    "AtEdm",
     "CAToMe",
     "Importance",
     "LocalMatch",
@@ -63,6 +66,7 @@ METHODS: Mapping[str, type[Method]] = MappingProxyType(
         "sito": SiTo,
         "importance": Importance,
         "toma": ToMA,
+        "at_edm": AtEdm,
         "random": Random,
         "uniform": Uniform,
         "todo": ToDo,
@@ -82,6 +86,7 @@ AnyMethod = Annotated[
     | SiTo
     | Importance
     | ToMA
+    | AtEdm
     | Random
     | Uniform
     | ToDo
@@ -100,6 +105,7 @@ def plan_merge(
     ages: Tensor | None = None,
     attention: Tensor | None = None,
     importance: Tensor | None = None,
+    heads: AttentionHeads | None = None,
     salt: int | Tensor = 0,
     **options: object,
 ) -> Plan:
@@ -113,6 +119,7 @@ def plan_merge(
         ages: [B, N] int32, steps since each token was last alone in its slot.
         attention: [B, N] float, attention received by each token (`idm` needs it).
         importance: [B, N] float, what guidance changes at each token (`importance` needs it).
+        heads: Queries and keys of the image tokens (`at_edm` needs them).
         salt: Counter from which methods draw what they choose at random.
         **options: Options of the named method.
 
@@ -121,7 +128,13 @@ def plan_merge(
     """
     chosen = _make_method(method, options)
     view = TokenView(
-        metric=metric, grid=grid, ages=ages, attention=attention, salt=salt, importance=importance
+        metric=metric,
+        grid=grid,
+        ages=ages,
+        attention=attention,
+        salt=salt,
+        importance=importance,
+        heads=heads,
     )
     return chosen.plan(view, remove)
 

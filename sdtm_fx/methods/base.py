@@ -10,6 +10,7 @@ import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
+from sdtm_fx.attention_score.heads import AttentionHeads
 from sdtm_fx.base_plan import Plan, Unmerging
 from sdtm_fx.errors import PlanError
 from sdtm_fx.plan import identity_plan
@@ -20,6 +21,8 @@ Radius = Annotated[int, Field(ge=0, strict=True)]
 Weight = Annotated[float, Field(ge=0, strict=True)]
 WindowSize = tuple[Count, Count]
 """Height and width of a window in tokens; recipes write it as a list."""
+
+_HEAD = 64  # channels of a head where only the width is known, as in SD3
 
 
 class OptionError(PlanError, ValueError):
@@ -38,6 +41,7 @@ class TokenView:
         salt: Counter for hashing: mixes seed, step and layer. An int or a 0-d int64 tensor.
         importance: [B, N] float, how much guidance changed the model's output at each token in the step
             before, or None.
+        heads: Queries and keys of the image tokens, or None.
     """
 
     metric: Tensor
@@ -46,6 +50,7 @@ class TokenView:
     attention: Tensor | None = None
     salt: int | Tensor = 0
     importance: Tensor | None = None
+    heads: AttentionHeads | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +63,9 @@ class Method(ABC):
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
     needs: ClassVar[frozenset[str]] = frozenset()
-    """What the method reads beside the tokens: a subset of {"ages", "attention", "importance"}. Ages may be
-    missing."""
+    """What the method reads beside the tokens: a subset of {"ages", "attention", "heads", "text", "importance"}: token
+    ages, which may be missing, the attention that tokens receive, the queries and keys of attention, among these the
+    keys of text, and how much guidance changed each token."""
     merges: ClassVar[bool] = True
     """Whether sites run on fewer tokens, by a plan; otherwise nothing is computed there and there is no plan."""
     chooses_destinations: ClassVar[bool] = False
@@ -83,6 +89,33 @@ class Method(ABC):
     def wants(self) -> frozenset[str]:
         """Return the part of `needs` that these options really read."""
         return self.needs
+
+    def reads_attention(self) -> bool:
+        """Return whether the method reads the attention of the block that it plans for."""
+        return not self.wants().isdisjoint({"attention", "heads"})
+
+    def blank_view(self, rows: int, grid: tuple[int, int], width: int, text: int = 1) -> TokenView:
+        """Return a view of the right shapes that holds nothing: for sizes and costs, on fake or meta tensors.
+
+        Args:
+            rows: Samples.
+            grid: (height, width) in tokens.
+            width: Channels.
+            text: Text tokens.
+        """
+        tokens, heads = grid[0] * grid[1], None
+        if "heads" in self.needs:
+            number = width // _HEAD if width % _HEAD == 0 else 1
+            query, key = torch.empty(2, rows, number, tokens, width // number).unbind()
+            heads = AttentionHeads(query, key, torch.empty(rows, number, max(text, 1), width // number))
+        return TokenView(
+            metric=torch.empty(rows, tokens, width),
+            grid=grid,
+            ages=torch.empty(rows, tokens, dtype=torch.int32) if "ages" in self.needs else None,
+            attention=torch.empty(rows, tokens) if "attention" in self.needs else None,
+            importance=torch.empty(rows, tokens) if "importance" in self.needs else None,
+            heads=heads,
+        )
 
     def probes(self) -> int | None:
         """Return how many image queries tell the attention that tokens receive; None for all of them."""
@@ -182,6 +215,11 @@ class Method(ABC):
                     f"{self.name}: found {what} of shape {tuple(values.shape)}; accepted {list(shape[:2])}, "
                     "one value per token"
                 )
+        if view.heads is not None and view.heads.query.shape[0::2] != shape[:2]:
+            raise PlanError(
+                f"{self.name}: found queries of shape {tuple(view.heads.query.shape)}; accepted "
+                f"[{shape[0]}, heads, {shape[1]}, channels], one per token and head"
+            )
 
     def _check_remove(self, grid: tuple[int, int], remove: int) -> None:
         most, step = self.capacity(grid), self.quantum()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -75,7 +75,7 @@ class ToDo(Method):
         gone = torch.argsort(rank, stable=True)[:remove]
         joined = own.scatter(0, gone, parent[gone])
         plan = plan_from_parents(joined[None], tokens - remove)
-        return replace(plan.with_tensors(t.expand(batch, -1) for t in plan.tensors()), reduce="prune")
+        return plan.with_tensors(t.expand(batch, -1) for t in plan.tensors()).reduced_by("prune")
 
 
 def _cells_of(side: int, cells: int, device: torch.device) -> tuple[Tensor, Tensor]:

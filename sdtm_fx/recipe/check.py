@@ -11,6 +11,7 @@ from sdtm_fx.recipe.check_keys import check_keys, check_proportional
 from sdtm_fx.recipe.check_layers import check_layers, check_reduce
 from sdtm_fx.recipe.check_plans import check_destinations, check_importance, check_sharing
 from sdtm_fx.recipe.check_ratios import check_ratios
+from sdtm_fx.recipe.check_spans import check_spans
 from sdtm_fx.recipe.match import compile_match
 from sdtm_fx.recipe.problems import KeyPath, Problem, misfit, show_choices
 
@@ -34,11 +35,13 @@ def find_problems(recipe: Recipe) -> tuple[Problem, ...]:
         *check_importance(recipe),
         *check_keys(recipe),
         *check_proportional(recipe),
+        *check_spans(recipe),
     )
 
 
 def _check_names(recipe: Recipe) -> Iterator[Problem]:
     yield from _duplicates([site.id for site in recipe.sites], "sites", "id")
+    yield from _check_span_names(recipe)
     yield from _duplicates([stage.name for stage in recipe.stages], "stages", "name")
     for index, stage in enumerate(recipe.stages):
         for position, site in enumerate(stage.sites):
@@ -51,6 +54,16 @@ def _check_names(recipe: Recipe) -> Iterator[Problem]:
             yield misfit(
                 ("plan", "share", position), f"{share!r} a second time", "each of 'cfg', 'batch' once"
             )
+
+
+def _check_span_names(recipe: Recipe) -> Iterator[Problem]:
+    taken = [site.id for site in recipe.sites]
+    for index, span in enumerate(recipe.spans):
+        if span.id in taken:
+            yield misfit(
+                ("spans", index, "id"), f"{span.id!r} a second time", "a different id for each site and span"
+            )
+        taken.append(span.id)
 
 
 def _duplicates(names: Sequence[str], section: str, key: str) -> Iterator[Problem]:
@@ -91,16 +104,14 @@ def _check_ends(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _check_stage_sites(recipe: Recipe) -> Iterator[Problem]:
-    known = {site.id: site for site in recipe.sites}
+    known = [site.id for site in recipe.sites] + [span.id for span in recipe.spans]
     has_attention = any(site.kind == "attention" for site in recipe.sites)
     for index, stage in enumerate(recipe.stages):
         for position, site in enumerate(stage.sites):
             if site not in known:
                 path = ("stages", index, "sites", position)
-                yield misfit(
-                    path, f"the unknown site {site!r}", show_choices(list(known)), nearest(site, known)
-                )
-        if "attention" in stage.method.wants() and not has_attention:
+                yield misfit(path, f"the unknown site {site!r}", show_choices(known), nearest(site, known))
+        if stage.method.reads_attention() and not has_attention:
             yield misfit(
                 ("stages", index, "method"),
                 f"{stage.method.name}, which reads attention, in a recipe without a site of kind 'attention'",

@@ -19,6 +19,7 @@ from sdtm_fx.recipe.layers import LayerRule
 from sdtm_fx.recipe.merge import merge, nested
 from sdtm_fx.recipe.part import Count, Label, Part, Positive, RecipeName, Text
 from sdtm_fx.recipe.ratio import Ratio
+from sdtm_fx.recipe.span import SpanSpec
 from sdtm_fx.recipe.tokens import Input, Tokens
 from sdtm_fx.recipe.validate import validate
 from sdtm_fx.recipe.yaml_source import Source, read_yaml
@@ -61,7 +62,7 @@ class Stage(Part):
     until: Annotated[float, Field(gt=0, le=1)]
     """Fraction of the denoising steps at which the stage ends; the last stage ends at 1."""
     sites: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Ids of the sites that are merged."""
+    """Ids of the sites and spans that are merged."""
     method: AnyMethod
     """What decides which tokens are merged, with its options."""
     ratio: Ratio | None = None
@@ -174,6 +175,8 @@ class Recipe(Part):
     """Arguments of the model in an example call: what capture and the cost model run."""
     sites: Annotated[tuple[SiteSpec, ...], Field(min_length=1)]
     """Modules whose image tokens may be merged."""
+    spans: tuple[SpanSpec, ...] = ()
+    """Runs of blocks between which image tokens may stay merged."""
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
     """Spans of denoising steps, in order."""
     ratio: Ratio

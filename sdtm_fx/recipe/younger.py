@@ -7,6 +7,7 @@ from typing import Any
 _DEFAULTS: tuple[tuple[str, str, object], ...] = (
     ("", "gate", "auto"),
     ("", "layers", []),
+    ("", "spans", []),
     ("plan", "destinations_every", None),
     ("plan", "proportional", False),
     ("sites", "metric", None),

@@ -146,6 +146,11 @@ def _holds_tensors(value: object) -> bool:
     )
 
 
+def has_text(opened: AttentionGraph, start: Any) -> bool:
+    """Whether there are keys beside those of the image tokens; `start` is what `image_span` says."""
+    return _sequence_cat(opened) is not None or isinstance(start, fx.Node)
+
+
 def _sequence_cat(opened: AttentionGraph) -> fx.Node | None:
     """Find where the keys are joined; along which axis depends on whether heads are split off before or after."""
     length = opened.key.meta["val"].shape[opened.sequence]

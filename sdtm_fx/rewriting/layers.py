@@ -51,6 +51,11 @@ def layer_rates(recipe: Recipe, order: Sequence[str], kept: set[str]) -> LayerRa
     return LayerRates(numbered, reduces, recipe.plan.round_to)
 
 
+def ruled_blocks(recipe: Recipe, order: Sequence[str]) -> set[str]:
+    """Paths of the blocks that some rule is about; arguments and errors as for `layer_rates`."""
+    return {path for key in ("scale", "reduce") for path in _ruled(recipe, order, key)}
+
+
 def _ruled(recipe: Recipe, order: Sequence[str], key: str) -> dict[str, LayerRule]:
     """The rule that sets a key, by path of the blocks that it matches."""
     ruled: dict[str, tuple[int, LayerRule]] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import fx
 
@@ -32,6 +32,7 @@ class OpenedSite:
         has_mask: Whether the module passes a mask of its own.
         outer_plan: What the block graph passes for `plan`; None: nothing reads it.
         scored: The plan in the block graph that reads the second output; None: there is one output.
+        reads: What that plan calls it.
     """
 
     site: Site
@@ -45,6 +46,7 @@ class OpenedSite:
     has_mask: bool
     outer_plan: fx.Node | None = None
     scored: fx.Node | None = None
+    reads: Literal["attention", "heads"] = "attention"
 
     @property
     def where(self) -> str:

@@ -20,8 +20,9 @@ from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewriting.attention import attention_text, has_attention
 from sdtm_fx.rewriting.codegen import BlockFunction, copy_graph, graph_function
 from sdtm_fx.rewriting.runner import run_passes
+from sdtm_fx.rewriting.spans import Spans, active_span
 from sdtm_fx.rewriting.work import BlockWork, Pass, SitePlace
-from sdtm_fx.runtime import ops
+from sdtm_fx.runtime import ops, span_ops
 from sdtm_fx.runtime.call import Variant
 
 
@@ -37,6 +38,7 @@ class Program:
         applied: How often each pass applied, by variant.
         said: What passes noted, in order.
         places: The sites in it.
+        spans: What it is in the spans of the recipe.
         features: By variant, the names of the features that it stores (dense steps) or reads (stages).
         moved: By variant, the channels that are brought into slots and back, over all merges and unmerges.
     """
@@ -48,6 +50,7 @@ class Program:
     applied: dict[Variant, dict[str, int]]
     said: dict[str, None]
     places: tuple[SitePlace, ...]
+    spans: Spans = ()
     features: dict[Variant, frozenset[str]] = field(default_factory=dict)
     moved: dict[Variant, int] = field(default_factory=dict)
 
@@ -75,7 +78,12 @@ class ProgramCache:
     programs: dict[tuple[object, ...], Program] = field(default_factory=dict)
 
     def program(
-        self, block: torch.nn.Module, key: Key, leaves: list[Leaf], places: tuple[SitePlace, ...]
+        self,
+        block: torch.nn.Module,
+        key: Key,
+        leaves: list[Leaf],
+        places: tuple[SitePlace, ...],
+        spans: Spans = (),
     ) -> Program:
         """Capture a block for one structure of call, and rewrite it unless an equal one was.
 
@@ -84,6 +92,7 @@ class ProgramCache:
             key: Structure of the call.
             leaves: Example values, fake or real.
             places: The sites of the recipe in this block.
+            spans: What it is in the spans of the recipe.
 
         Raises:
             CaptureError: The block cannot be traced.
@@ -93,9 +102,9 @@ class ProgramCache:
         capture = capture_block(block, key, leaves)
         sites = tuple((p.site_index, p.local) for p in places)
         opened = _attention_texts(self.recipe, block, capture, places)
-        structure = (key, str(capture.graph), _leaf_traits(block, capture), sites, opened)
+        structure = (key, str(capture.graph), _leaf_traits(block, capture), sites, spans, opened)
         if structure not in self.programs:
-            self.programs[structure] = _rewrite(self.recipe, block, capture, places)
+            self.programs[structure] = _rewrite(self.recipe, block, capture, places, spans)
         return self.programs[structure]
 
     def gated(self, program: Program, block: torch.nn.Module, variant: Variant) -> None:
@@ -153,11 +162,15 @@ def _first_that_reads_alike(recipe: Recipe, stage: int) -> int:
 
 
 def _rewrite(
-    recipe: Recipe, block: torch.nn.Module, capture: Capture, places: tuple[SitePlace, ...]
+    recipe: Recipe,
+    block: torch.nn.Module,
+    capture: Capture,
+    places: tuple[SitePlace, ...],
+    spans: Spans,
 ) -> Program:
     _confirm_kinds(recipe, block, capture, places)
     dense = graph_function(capture.graph, block, f"{type(block).__name__}_captured")
-    program = Program(capture.graph, dense, {}, {}, {}, {}, places)
+    program = Program(capture.graph, dense, {}, {}, {}, {}, places, spans)
     for variant in variants_of(recipe):
         _add_variant(recipe, block, program, variant)
     return program
@@ -171,21 +184,30 @@ def _add_variant(recipe: Recipe, block: torch.nn.Module, program: Program, varia
     active = tuple(p for p in program.places if recipe.sites[p.site_index].id in handled)
     if variant.stage is None and variant.measure is None:  # where keys alone are merged, nothing is stored
         active = tuple(p for p in active if recipe.sites[p.site_index].merge == "tokens")
-    if not active and (recipe.prompt is None or not attention):
+    span = active_span(recipe, program.spans, variant)
+    if not active and span is None and (recipe.prompt is None or not attention):
         return
     if variant == Variant(stage=None) and recipe.prompt is None:
         return
-    work = BlockWork(copy_graph(program.captured), block, recipe, variant, active, attention)
+    work = BlockWork(copy_graph(program.captured), block, recipe, variant, active, attention, span)
     program.applied[variant] = run_passes(work, passes)
     name = f"{type(block).__name__}_{_label(recipe, variant)}"
     program.functions[variant] = graph_function(work.graph, block, name)
     program.code[variant] = work.graph.python_code("self").src
     program.said.update(dict.fromkeys(work.notes))
-    moving = work.calls(ops.merge_tokens, ops.unmerge_tokens, ops.blend_forecast)
-    program.moved[variant] = sum(n.meta["val"].shape[-1] for n in moving)
+    program.moved[variant] = _moved(work)
     program.features[variant] = frozenset(
         str(n.args[-1]) for n in work.calls(ops.store_feature, ops.forecast_feature, ops.blend_forecast)
     )
+
+
+def _moved(work: BlockWork) -> int:
+    """The channels that a graph brings into slots and back; a span of dense residual merges once more where it ends."""
+    once = work.calls(ops.merge_tokens, ops.unmerge_tokens, ops.blend_forecast, span_ops.enter_span)
+    left = work.calls(span_ops.leave_span)
+    if work.span is not None and work.recipe.spans[work.span.span_index].residual == "dense":
+        left = left * 2
+    return sum(int(n.meta["val"].shape[-1]) for n in (*once, *left))
 
 
 def _sites_of(recipe: Recipe, variant: Variant) -> tuple[str, ...]:
@@ -214,7 +236,7 @@ def _attention_texts(
     recipe: Recipe, block: torch.nn.Module, capture: Capture, places: tuple[SitePlace, ...]
 ) -> tuple[str, ...]:
     """The attention modules that passes look into, as text; their processors are part of the structure."""
-    reads = any("attention" in stage.method.wants() for stage in recipe.stages)
+    reads = any(stage.method.reads_attention() for stage in recipe.stages)
     keyed = any(site.merge == "keys" for site in recipe.sites)
     if recipe.prompt is None and not (reads or keyed or recipe.plan.proportional):
         return ()

@@ -13,6 +13,7 @@ from sdtm_fx.base_plan import Unmerging
 from sdtm_fx.capture.guards import expect
 from sdtm_fx.recipe.schema import Recipe, Stage
 from sdtm_fx.rewriting.opening import OpenedSite
+from sdtm_fx.rewriting.spans import SpanPlace
 from sdtm_fx.runtime import ops
 from sdtm_fx.runtime.call import Variant
 from sdtm_fx.sites.locating import Site
@@ -37,6 +38,7 @@ class BlockWork:
         recipe: The recipe.
         variant: Which steps the graph is for.
         places: Sites of the recipe in this block that this variant handles.
+        span: What the block is in the span that this variant handles, if any.
         attention_places: All attention sites in this block, handled or not: statistics are read there.
         sites: The located sites, by id; filled by the first pass.
         context: The placeholder of the `BlockContext`; added by the first pass.
@@ -50,6 +52,7 @@ class BlockWork:
     variant: Variant
     places: tuple[SitePlace, ...]
     attention_places: tuple[SitePlace, ...] = ()
+    span: SpanPlace | None = None
     sites: dict[str, Site] = field(default_factory=dict)
     context: fx.Node | None = None
     opened: dict[str, OpenedSite] = field(default_factory=dict)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from sdtm_fx.base_plan import Plan
 from sdtm_fx.methods.base import Method
 from sdtm_fx.phase import Phase
 from sdtm_fx.reductions import Reduce
@@ -94,6 +95,19 @@ class Call:
 
 
 @dataclass(frozen=True)
+class OpenSpan:
+    """A span that was entered and not left yet.
+
+    Attributes:
+        plan: Its plan.
+        stream: [B, N, D], the image tokens where it began; None where nothing of them is added again.
+    """
+
+    plan: Plan
+    stream: torch.Tensor | None
+
+
+@dataclass(frozen=True)
 class BlockContext:
     """The first argument of every rewritten block graph.
 
@@ -101,6 +115,7 @@ class BlockContext:
         call: The model call in progress.
         block: Index of the block, in the order of execution.
         planned: Plans made in this call, by group; blocks of a group share one.
+        spans: Spans that were entered in this call and not left yet, by id.
         draw: 0-d int64 tensor that stands for the group in hash-based draws; None: the number of the group itself.
     """
 
@@ -108,6 +123,7 @@ class BlockContext:
     block: int
     planned: dict[int, object]
     draw: torch.Tensor | None = None
+    spans: dict[str, OpenSpan] = field(default_factory=dict)
 
     @property
     def group(self) -> int:

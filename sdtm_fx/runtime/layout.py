@@ -12,7 +12,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sdtm_fx.base_plan import Plan
-from sdtm_fx.methods.base import Method, TokenView
+from sdtm_fx.methods.base import Method
 from sdtm_fx.runtime.call import Call
 
 
@@ -61,16 +61,8 @@ def _rows(call: Call, batch: int) -> int:
 
 def _plan_of(method: Method, grid: tuple[int, int], rows: int, remove: int) -> Plan:
     """A plan on fake tensors: what its sizes are."""
-    tokens = grid[0] * grid[1]
     with FakeTensorMode():
-        view = TokenView(
-            metric=torch.empty(rows, tokens, 8),
-            grid=grid,
-            ages=torch.empty(rows, tokens, dtype=torch.int32) if "ages" in method.needs else None,
-            attention=torch.empty(rows, tokens) if "attention" in method.needs else None,
-            importance=torch.empty(rows, tokens) if "importance" in method.needs else None,
-        )
-        return method.plan(view, remove)
+        return method.plan(method.blank_view(rows, grid, 8), remove)
 
 
 def _empty(shape: Plan, device: torch.device) -> Plan:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 
+from sdtm_fx.attention_score.heads import AttentionHeads
 from sdtm_fx.base_plan import Plan
 from sdtm_fx.errors import PlanError
 from sdtm_fx.hashing import combine
@@ -19,13 +20,19 @@ from sdtm_fx.runtime.call import BlockContext
 from sdtm_fx.runtime.state import Feature
 
 
-def plan_tokens(ctx: BlockContext, metric: torch.Tensor, attention: torch.Tensor | None = None) -> Plan:
+def plan_tokens(
+    ctx: BlockContext,
+    metric: torch.Tensor,
+    attention: torch.Tensor | None = None,
+    heads: AttentionHeads | None = None,
+) -> Plan:
     """Make the merge plan of a block, or take the one that it shares.
 
     Args:
         ctx: The block in the current call.
         metric: Tokens that similarity is computed from, [B, N, D].
         attention: Attention that each token received, [B, N], for methods that need it.
+        heads: Queries and keys of the tokens, for methods that need them.
 
     Raises:
         PlanError: The tokens are not those of the grid, or the batch does not split into CFG halves.
@@ -37,7 +44,7 @@ def plan_tokens(ctx: BlockContext, metric: torch.Tensor, attention: torch.Tensor
     plan = _kept_plan(ctx)
     advances = call.advance_ages and not call.one_age_counter
     if plan is None:
-        view = _view(ctx, metric, attention)
+        view = _view(ctx, metric, attention, heads)
         former = None if call.phase.fresh_destinations else _plan_of_an_earlier_step(ctx)
         plan = (
             call.method.plan(view, ctx.remove)  # type: ignore[union-attr]
@@ -87,13 +94,18 @@ def measure_tokens(
     """
     call = ctx.call
     if ctx.group not in ctx.planned:
-        view = _view(ctx, tokens[:, prefix:] if metric is None else metric, None)
+        view = _view(ctx, tokens[:, prefix:] if metric is None else metric, None, None)
         above = call.method.count_above(view, call.threshold)  # type: ignore[union-attr, arg-type]
         call.state.above[ctx.group] = ctx.planned[ctx.group] = above.amin()
     return tokens
 
 
-def _view(ctx: BlockContext, metric: torch.Tensor, attention: torch.Tensor | None) -> TokenView:
+def _view(
+    ctx: BlockContext,
+    metric: torch.Tensor,
+    attention: torch.Tensor | None,
+    heads: AttentionHeads | None,
+) -> TokenView:
     call = ctx.call
     height, width = call.grid
     if metric.shape[1] != height * width:
@@ -104,6 +116,8 @@ def _view(ctx: BlockContext, metric: torch.Tensor, attention: torch.Tensor | Non
     metric = _shared(metric, call.share_batch, call.halves)
     if attention is not None:
         attention = _shared(attention, call.share_batch, call.halves)
+    if heads is not None:
+        heads = heads.shared(call.share_batch, call.halves)
     ages = None
     if call.reads("ages"):
         key = _age_key(ctx)
@@ -114,7 +128,7 @@ def _view(ctx: BlockContext, metric: torch.Tensor, attention: torch.Tensor | Non
     if call.reads("importance") and call.state.importance is not None:
         importance = _shared(call.state.importance, call.share_batch, call.halves)
     salt = 0 if call.salt is None else combine(call.salt, ctx.group if ctx.draw is None else ctx.draw)
-    return TokenView(metric, call.grid, ages, attention, salt, importance)
+    return TokenView(metric, call.grid, ages, attention, salt, importance, heads)
 
 
 def _shared(values: torch.Tensor, whole_batch: bool, halves: int) -> torch.Tensor:

@@ -22,7 +22,7 @@ from sdtm_fx.phase import Phase, Schedule
 from sdtm_fx.recipe.ratio import ThresholdRatio
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewriting.programs import dense_variant
-from sdtm_fx.runtime.call import BlockContext, Call, Variant
+from sdtm_fx.runtime.call import BlockContext, Call, OpenSpan, Variant
 from sdtm_fx.runtime.grid import GridReader
 from sdtm_fx.runtime.guidance import guidance_change
 from sdtm_fx.runtime.layout import lay_out_ages, lay_out_plans
@@ -64,6 +64,7 @@ class Runtime:
         forced: In a rehearsal, the phase to run whatever the schedule says.
         call: The model call in progress, None outside of one.
         planned: Plans made in this call, by group.
+        spans: Spans that were entered in this call and not left yet, by id.
         watchers: Told what each rewritten block runs; empty unless someone records.
     """
 
@@ -80,6 +81,7 @@ class Runtime:
     state: RunState = field(default_factory=RunState)
     call: Call | None = None
     planned: dict[int, object] = field(default_factory=dict)
+    spans: dict[str, OpenSpan] = field(default_factory=dict)
     manual_halves: int | None = None
     watchers: list[Watcher] = field(default_factory=list)
 
@@ -148,7 +150,7 @@ class Runtime:
         self._hands_importance_on = self._reads_importance and stacked == 2
         if "importance" in _wanted(self.call):
             self._check_importance(state, stacked)
-        self.planned = {}
+        self.planned, self.spans = {}, {}
         return starts
 
     @contextlib.contextmanager
@@ -179,9 +181,23 @@ class Runtime:
         Raises:
             PlanError: The next call is to read scores off the output, and it is nothing they could be read off.
         """
-        call, self.call, self.planned = self.call, None, {}
+        call, self.call = self.call, None
+        self.planned, self.spans = {}, {}
         if call is not None and output is not None and self._hands_importance_on:
             call.state.set_importance(guidance_change(output, call.grid))
+
+    def close(self) -> None:
+        """Forget the plans of a call whose forward is done.
+
+        Raises:
+            PlanError: A span was entered and not left.
+        """
+        self.planned = {}
+        if self.spans:
+            raise PlanError(
+                f"the block that ends span {next(iter(self.spans))!r} has not run in this call "
+                "(skip_layers, or a cache that leaves blocks out?)"
+            )
 
     def _note_time(self, moment: Moment) -> bool:
         starts = moment.generation != self._generation

@@ -11,11 +11,12 @@ from torch._dynamo.backends.common import aot_autograd
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from sdtm_fx.attention_score import received_attention
+from sdtm_fx.attention_score import AttentionHeads, received_attention
 from sdtm_fx.methods import (
     FIDM,
     IDM,
     SSM,
+    AtEdm,
     CAToMe,
     Importance,
     LocalMatch,
@@ -52,6 +53,10 @@ METHODS: list[Method] = [
     ToMA(region="global", tile=(2, 2)),
     ToMA(region="tile", tile=(2, 2), unmerge="pseudo_inverse", temperature=0.1),
     ToMA(region="stripe", stripes=3),
+    AtEdm(iterations=2),
+    AtEdm(iterations=2, probe_queries=8),
+    AtEdm(iterations=2, importance="entropy"),
+    AtEdm(iterations=1, importance="hard_clip", similarity="cosine"),
 ]
 FORBIDDEN = (
     "nonzero",
@@ -68,7 +73,9 @@ Outputs = tuple[Tensor, Tensor, Tensor]
 
 def site(method: Method) -> Callable[[Tensor, Tensor, Tensor, Tensor], Outputs]:
     def run(x: Tensor, ages: Tensor, attention: Tensor, salt: Tensor) -> Outputs:
-        plan = method.plan(TokenView(x, GRID, ages, attention, salt, attention.square()), REMOVE)
+        queries = x.unflatten(2, (2, 4)).transpose(1, 2)
+        heads = AttentionHeads(queries, queries.flip(2), queries[:, :, :3])
+        plan = method.plan(TokenView(x, GRID, ages, attention, salt, attention.square(), heads), REMOVE)
         behind = plan.after_prefix(2)
         long = torch.cat([x[:, :2], x], dim=1)
         return plan.unmerge(plan.merge(x)), behind.unmerge(behind.merge(long)), plan.next_ages(ages)

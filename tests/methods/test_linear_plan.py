@@ -205,6 +205,16 @@ def test_other_shapes_are_errors(verb: str, shape: tuple[int, ...], accepted: st
         getattr(plan_of(FORMS[0]), verb)(torch.zeros(shape))
 
 
+def test_slots_are_means_and_nothing_else() -> None:
+    plan = plan_of(FORMS[0])
+    assert plan.reduced_by(None) is plan
+    assert plan.reduced_by("mean") is plan
+    with pytest.raises(
+        PlanError, match="found reduce 'prune' for slots that are weighted means; accepted 'mean'"
+    ):
+        plan.reduced_by("prune")
+
+
 def test_what_a_missing_row_names_does_not_matter() -> None:
     metric, rows = noise(1, 8, 4), ShortRows(2, 2, 1)
     plans = [

@@ -11,12 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sdtm_fx.attention_score import AttentionHeads
 from sdtm_fx.base_plan import Plan
 from sdtm_fx.methods import (
     FIDM,
     IDM,
     METHODS,
     SSM,
+    AtEdm,
     CAToMe,
     Importance,
     LocalMatch,
@@ -62,6 +64,10 @@ MERGING: list[Method] = [
     IDM(),
     IDM(window=(2, 2), rank="similar"),
     IDM(window=(2, 2), radius=1, rank="both"),
+    AtEdm(),
+    AtEdm(probe_queries=4, band=(0.0, 0.02)),
+    AtEdm(importance="power", similarity="cosine"),
+    AtEdm(importance="entropy", iterations=2),
 ]
 """Methods whose plans assign every token to one slot."""
 MIXING: list[Method] = [
@@ -80,6 +86,11 @@ GRIDS = st.one_of(
 )
 
 
+def make_heads(draw: torch.Generator, tokens: int, batch: int) -> AttentionHeads:
+    query, key, text = (torch.randn(batch, 2, n, 4, generator=draw) for n in (tokens, tokens, 5))
+    return AttentionHeads(query, key, text)
+
+
 def make_view(
     seed: int, grid: tuple[int, int], batch: int = 2, dtype: torch.dtype = torch.float32
 ) -> TokenView:
@@ -92,6 +103,7 @@ def make_view(
         attention=torch.rand(batch, tokens, generator=draw),
         salt=seed,
         importance=torch.rand(batch, tokens, generator=draw),
+        heads=make_heads(draw, tokens, batch),
     )
 
 
@@ -178,6 +190,8 @@ def test_samples_do_not_see_each_other(method: Method) -> None:
     assert view.ages is not None
     assert view.attention is not None
     assert view.importance is not None
+    assert view.heads is not None
+    assert view.heads.text_key is not None
     other = TokenView(
         view.metric[swap],
         view.grid,
@@ -185,6 +199,7 @@ def test_samples_do_not_see_each_other(method: Method) -> None:
         view.attention[swap],
         view.salt,
         view.importance[swap],
+        AttentionHeads(view.heads.query[swap], view.heads.key[swap], view.heads.text_key[swap]),
     )
     plan, swapped = method.plan(view, remove), method.plan(other, remove)
     # Products of a larger batch may add in another order.
@@ -204,15 +219,21 @@ def test_capacity_can_be_reached_and_plans_repeat(method: Method) -> None:
 
 @pytest.mark.parametrize("method", ALL, ids=repr)
 def test_zero_tokens_and_missing_ages_are_no_trouble(method: Method) -> None:
+    zeros = torch.zeros(1, 2, 48, 4)
     view = TokenView(
-        torch.zeros(1, 48, 8), (6, 8), attention=torch.zeros(1, 48), importance=torch.zeros(1, 48)
+        torch.zeros(1, 48, 8),
+        (6, 8),
+        attention=torch.zeros(1, 48),
+        importance=torch.zeros(1, 48),
+        heads=AttentionHeads(zeros, zeros, zeros[:, :, :5]),
     )
     remove = method.capacity(view.grid) // 2 // method.quantum() * method.quantum()
     plan = method.plan(view, remove)
     x = torch.randn(1, 48, 3)
     assert torch.isfinite(round_trip(plan, x)).all()
-    none = replace(make_view(3, (6, 8)), ages=None)
-    fresh = replace(none, ages=torch.zeros(2, 48, dtype=torch.int32))
+    whole = make_view(3, (6, 8))
+    none = replace(whole, ages=None)
+    fresh = replace(whole, ages=torch.zeros(2, 48, dtype=torch.int32))
     assert same_slots(method.plan(none, remove), method.plan(fresh, remove))
 
 
@@ -247,12 +268,14 @@ def test_plans_work_without_data(method: Method) -> None:
     assert view.ages is not None
     assert view.attention is not None
     assert view.importance is not None
+    queries = torch.empty(2, 2, 48, 4, device="meta")
     empty = TokenView(
         view.metric.to("meta"),
         view.grid,
         view.ages.to("meta"),
         view.attention.to("meta"),
         importance=view.importance.to("meta"),
+        heads=AttentionHeads(queries, queries, queries[:, :, :5]),
     )
     remove = method.capacity(view.grid)
     plan = method.plan(empty, remove)
@@ -266,7 +289,7 @@ def test_every_name_makes_its_method() -> None:
         options: dict[str, Any] = {}
         method = kind(**options)
         assert method.name == name
-        assert method.wants() <= method.needs <= {"ages", "attention", "importance"}
+        assert method.wants() <= method.needs <= {"ages", "attention", "heads", "text", "importance"}
     view = make_view(0, (4, 4))
     by_name = plan_merge("ssm", view.metric, grid=(4, 4), remove=6, ages=view.ages, age_weight=0.2)
     assert same_slots(by_name, SSM(age_weight=0.2).plan(view, 6))

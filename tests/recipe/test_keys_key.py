@@ -26,6 +26,7 @@ PLAIN: dict[str, Any] = {
 }
 SKIP = {"name": "skip"}
 REUSE = {"order": 0, "weight": 0.1}
+TOMA = {"stages__all__method": {"name": "toma"}, "ratio": {"curve": "constant", "start": 0.5}}
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -80,6 +81,29 @@ def test_defaults_keep_the_fingerprint_and_other_values_change_it() -> None:
             {"layers": [{"match": "**.0", "reduce": "mlerp"}]},
             "stages[0].reduce: found 'mlerp' at 'attn'",
         ),
+        (
+            TOMA,
+            "stages[0].sites: found 'attn', of which only keys are merged, with method toma, which mixes slots; "
+            "accepted a method under which every token has one slot, or a site of whole tokens",
+        ),
+        (
+            {**TOMA, "sites__attn__merge": "tokens", "plan__proportional": True},
+            "plan.proportional: found true with method toma in stage 'all', which mixes slots; accepted false there",
+        ),
+        (
+            {**TOMA, "stages__all__sites": ["ff"], "stages__all__reduce": "prune"},
+            "stages[0].reduce: found 'prune' for method toma, whose slots are weighted means of tokens; accepted "
+            "'mean', or no reduce",
+        ),
+        (
+            {
+                **TOMA,
+                "stages__all__sites": ["ff"],
+                "layers": [{"match": "a", "scale": 0.5}, {"match": "b", "reduce": "mlerp"}],
+            },
+            "layers[1].reduce: found 'mlerp' in a recipe with method toma, whose slots are weighted means of tokens, "
+            "in stage 'all'; accepted 'mean', or no reduce",
+        ),
         ({"ratio": {"curve": "ful"}}, "ratio.curve: found 'ful'"),
         ({"stages__all__method": {"name": "todo", "factr": 2}}, "did you mean 'factor'?"),
         ({"stages__all__method": {"name": "todo", "factor": 1}}, "found factor 1; accepted 2 or more"),
@@ -95,6 +119,13 @@ def test_keys_need_no_shared_plan_where_there_are_rotary_tables() -> None:
     assert recipe(**sites).sites[0].rotary == "image_rotary_emb"
     with pytest.raises(RecipeError, match="whose rotary tables have no batch axis"):
         recipe(**sites, sites__attn__merge="tokens")
+
+
+def test_slots_that_are_mixed_are_means_already() -> None:
+    rules = recipe(**TOMA, stages__all__sites=["ff"], stages__all__reduce="mean")
+    assert rules.stages[0].reduce == "mean"
+    # A site elsewhere in the recipe is another matter.
+    assert not recipe(**TOMA, stages__all__sites=["ff"]).stages[0].method.assigns
 
 
 def test_reuse_stands_beside_reduced_keys() -> None:

@@ -176,6 +176,20 @@ def test_a_plan_of_another_stage_has_no_destinations_to_keep(monkeypatch: pytest
     assert [how for how, _ in made] == ["chosen", "weighed", "weighed", "chosen", "weighed", "weighed"]
 
 
+STAGGERED = {"layers": [{"match": "transformer_blocks.1", "scale": 0.5}]}
+
+
+def test_blocks_that_remove_less_keep_destinations_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs = SD3.model(), SD3.inputs()
+    sdtm_fx.rewrite(model, SD3.recipe().override({**FLAT, **ONE_STAGE, **INTERVALS, **STAGGERED}))
+    with plans_made(monkeypatch) as made:
+        run_steps(model, inputs, 6)
+    # Steps 1, 3 and 5 make plans; the second block keeps 48 tokens where the others keep 32.
+    kept = [(how, plan.kept) for how, plan in made if plan.kept == 48]
+    assert kept == [("chosen", 48), ("weighed", 48), ("chosen", 48)]
+    assert {plan.kept for _, plan in made} == {32, 48}
+
+
 def test_explain_tells_the_phases_apart() -> None:
     model = SD3.model()
     sdtm_fx.rewrite(model, SD3.recipe().override({**FLAT, **ONE_STAGE, **INTERVALS}))
@@ -208,15 +222,17 @@ def test_recorded_plans_say_where_tokens_go() -> None:
 
 @pytest.mark.compile
 @pytest.mark.parametrize(
-    ("case", "regional"), [(SD3, True), (FLUX_ATTENTION, False)], ids=["sd3 regional", "flux whole"]
+    ("case", "regional", "changes"),
+    [(SD3, True, {}), (SD3, True, STAGGERED), (SD3, False, STAGGERED), (FLUX_ATTENTION, False, {})],
+    ids=["sd3 regional", "staggered regional", "staggered whole", "flux whole"],
 )
-def test_every_phase_is_one_graph(case: Case, regional: bool) -> None:
+def test_every_phase_is_one_graph(case: Case, regional: bool, changes: dict[str, Any]) -> None:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     model, inputs = case.model(), case.inputs()
     sites = list(case.recipe().stages[0].sites)
     stages = [{"name": "all", "until": 1.0, "sites": sites, "method": TILE}]
-    sdtm_fx.rewrite(model, case.recipe().override({**FLAT, **INTERVALS, "stages": stages}))
+    sdtm_fx.rewrite(model, case.recipe().override({**FLAT, **INTERVALS, **changes, "stages": stages}))
     eager = run_steps(model, inputs, 6)
     kinds = {(p.stage, p.fresh_plan, p.fresh_destinations) for p in schedule_of(model, 6)}
     assert len(kinds) == 4, "dense, chosen, weighed and kept"
