@@ -13,7 +13,7 @@ from torch import fx
 from sdtm_fx.capture.arguments import Signature
 from sdtm_fx.errors import SiteError
 from sdtm_fx.rewriting.work import BlockWork, Pass
-from sdtm_fx.runtime import ops
+from sdtm_fx.runtime import ops, rotary_ops
 from sdtm_fx.sites.locating import Site
 
 
@@ -40,7 +40,7 @@ def gather_rotary(work: BlockWork) -> int:
             )
         plan = site_plan(site)
         with work.graph.inserting_before(site.node):
-            follow = ops.gather_rotary if work.recipe.passes.gather_rotary else ops.cut_rotary
+            follow = rotary_ops.gather_rotary if work.recipe.passes.gather_rotary else rotary_ops.cut_rotary
             gathered = _map_tables(work.graph, follow, plan, tables)
         if isinstance(slot, int):
             site.node.update_arg(slot, gathered)

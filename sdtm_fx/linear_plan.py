@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from sdtm_fx.base_plan import Plan
-from sdtm_fx.plan import take_rows
 from sdtm_fx.regions import Regions
+from sdtm_fx.rows import take_rows
 from sdtm_fx.short_rows import ShortRows
 from sdtm_fx.similarity import inverse_norms, without_autocast
 

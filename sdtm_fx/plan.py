@@ -12,6 +12,7 @@ from torch.nn import functional
 from sdtm_fx.base_plan import Plan
 from sdtm_fx.errors import PlanError
 from sdtm_fx.reductions import Reduce, lengthen
+from sdtm_fx.rows import flat_rows, take_rows
 
 
 @dataclass(frozen=True)
@@ -240,24 +241,3 @@ def plan_from_parents(parent: Tensor, kept: int) -> MergePlan:
 def _inverse(order: Tensor, value: Tensor) -> Tensor:
     """Return out with out[p, order[p, i]] = value[i]; the indices are unique, so the scatter is exact."""
     return torch.empty_like(order).scatter_(1, order, value.expand_as(order))
-
-
-def flat_rows(rows: Tensor, batch: int, length: int) -> Tensor:
-    """Turn row numbers per sample, [P, L], into row numbers of the flattened batch, [B * L]."""
-    if batch == 1:
-        return rows.reshape(-1)
-    first = torch.arange(batch, device=rows.device)[:, None] * length
-    return (rows + first).reshape(-1)
-
-
-def take_rows(x: Tensor, rows: Tensor) -> Tensor:
-    """Gather rows of [B, N, D] by [P, L] indices: [B, L, D]."""
-    if rows.shape[0] == 1:
-        return x.index_select(1, rows[0])
-    batch, length, width = x.shape
-    if torch.compiler.is_compiling():
-        # A compiler fuses this with its neighbours; the flat view below would stand in the way.
-        return x[torch.arange(batch, device=x.device)[:, None], rows]
-    # A flat index_select copies whole rows; torch.gather would go element by element.
-    flat = x.reshape(batch * length, width).index_select(0, flat_rows(rows, batch, length))
-    return flat.view(batch, rows.shape[1], width)

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from sdtm_fx.errors import ScheduleError
 from sdtm_fx.phase import Phase, Schedule
-from sdtm_fx.recipe.schema import PlanSharing, Recipe
+from sdtm_fx.recipe.schema import Recipe
+from sdtm_fx.recipe.sections import PlanSharing
 from sdtm_fx.step_counts import Cost, StepCounts, count_steps, relative_cost
 
 __all__ = ["Cost", "Phase", "Schedule", "build_schedule"]

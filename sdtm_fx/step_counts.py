@@ -10,7 +10,8 @@ from sdtm_fx.curve import ratio_curve
 from sdtm_fx.errors import ScheduleError
 from sdtm_fx.levels import Demand, lattice, multiples, quantise, within_reach
 from sdtm_fx.recipe.ratio import FullRatio, Ratio, ThresholdRatio
-from sdtm_fx.recipe.schema import Recipe, Stage
+from sdtm_fx.recipe.schema import Recipe
+from sdtm_fx.recipe.sections import Stage
 
 Cost = Callable[["int | None", int], float]
 """Cost of a step: stage index (None: dense) and tokens removed, to multiply-accumulates."""

@@ -13,19 +13,9 @@ from sdtm_fx.cost.model import CostModel, MeasuredBlock, sites_of
 from sdtm_fx.cost.planning import plan_cost, plan_effort
 from sdtm_fx.cost.profile import DeviceProfile
 from sdtm_fx.phase import Schedule
-from sdtm_fx.recipe.schema import Recipe
-from sdtm_fx.rewriting.programs import ProgramCache, dense_variant
+from sdtm_fx.rewriting.programs import dense_variant
 from sdtm_fx.runtime.call import Variant
 from sdtm_fx.runtime.refreshes import Suffices, add_refreshes
-
-
-def add_variants(recipe: Recipe, cache: ProgramCache, block: MeasuredBlock) -> None:
-    """Rewrite a block for every set of sites that the gate may keep."""
-    for stage in range(len(recipe.stages)):
-        whole = sites_of(recipe, stage, block)
-        for kept in subsets(sorted(whole)):
-            for variant in (Variant(stage=stage), dense_variant(recipe, stage)):
-                cache.gated(block.program, block.block, replace(variant, left_out=whole - kept))
 
 
 def decide(

@@ -13,7 +13,8 @@ from sdtm_fx.base_plan import Plan
 from sdtm_fx.errors import RewriteError
 from sdtm_fx.explaining.plan_record import Action, PlanRecord, SiteRecord
 from sdtm_fx.recipe.match import compile_match
-from sdtm_fx.recipe.schema import Recipe, SiteSpec
+from sdtm_fx.recipe.schema import Recipe
+from sdtm_fx.recipe.sections import SiteSpec
 from sdtm_fx.rewrite import rewritten_models
 from sdtm_fx.rewriting.rewriting import Rewriting, rewriting_of
 from sdtm_fx.rewriting.spans import active_span

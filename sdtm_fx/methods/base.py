@@ -240,19 +240,7 @@ def check_window(window: tuple[int, int], name: str) -> None:
         )
 
 
-def check_age_sign(sign: int, name: str) -> None:
-    """Raise OptionError unless an age sign is +1 or -1."""
-    if sign not in (1, -1):
-        raise OptionError(f"{name}: found age_sign {sign}; accepted 1 (merge old tokens on) or -1 (fair)")
-
-
 def check_radius(radius: int, name: str) -> None:
     """Raise OptionError unless a radius is zero or more."""
     if radius < 0:
         raise OptionError(f"{name}: found radius {radius}; accepted 0 or more windows")
-
-
-def relative_ages(ages: Tensor) -> Tensor:
-    """Return each age over the mean age of its sample, [B, N] float32 (SDTM, P_fre); 0 before any merge."""
-    values = ages.to(torch.float32)
-    return values / (values.mean(dim=1, keepdim=True) + 1e-6)

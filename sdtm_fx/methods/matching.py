@@ -9,7 +9,8 @@ from torch import Tensor
 
 from sdtm_fx.hashing import hash_index
 from sdtm_fx.methods.base import TokenView
-from sdtm_fx.plan import MergePlan, plan_from_parents, take_rows
+from sdtm_fx.plan import MergePlan, plan_from_parents
+from sdtm_fx.rows import take_rows
 from sdtm_fx.similarity import inverse_norms, without_autocast
 from sdtm_fx.windows import Windows
 

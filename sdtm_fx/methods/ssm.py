@@ -10,15 +10,8 @@ from pydantic import StrictBool
 from torch import Tensor
 
 from sdtm_fx.hashing import hash_words
-from sdtm_fx.methods.base import (
-    Method,
-    TokenView,
-    Weight,
-    WindowSize,
-    check_age_sign,
-    check_window,
-    relative_ages,
-)
+from sdtm_fx.methods.ages import check_age_sign, relative_ages
+from sdtm_fx.methods.base import Method, TokenView, Weight, WindowSize, check_window
 from sdtm_fx.methods.whole_windows import plan_windows
 from sdtm_fx.plan import MergePlan
 from sdtm_fx.similarity import window_mean, window_similarity

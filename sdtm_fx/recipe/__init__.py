@@ -7,12 +7,12 @@ from sdtm_fx.recipe.extend import list_recipes
 from sdtm_fx.recipe.load import RecipeLike, load_recipe
 from sdtm_fx.recipe.match import compile_match, near_misses
 from sdtm_fx.recipe.ratio import ConstantRatio, CurveRatio, FullRatio, ListRatio, Ratio, ThresholdRatio, peak
-from sdtm_fx.recipe.schema import (
+from sdtm_fx.recipe.schema import Recipe
+from sdtm_fx.recipe.sections import (
     KeepDense,
     PassSwitches,
     PlanSharing,
     PromptWeight,
-    Recipe,
     Reuse,
     SiteSpec,
     Stage,

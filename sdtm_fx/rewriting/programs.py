@@ -12,15 +12,13 @@ from torch import fx
 from sdtm_fx.base_plan import Unmerging
 from sdtm_fx.capture.arguments import Key, Leaf
 from sdtm_fx.capture.blocks import capture_block
-from sdtm_fx.capture.hooked import traits
 from sdtm_fx.capture.tracer import Capture
-from sdtm_fx.errors import SiteError
 from sdtm_fx.recipe.ratio import ThresholdRatio
 from sdtm_fx.recipe.schema import Recipe
-from sdtm_fx.rewriting.attention import attention_text, has_attention
 from sdtm_fx.rewriting.codegen import BlockFunction, copy_graph, graph_function
 from sdtm_fx.rewriting.runner import run_passes
 from sdtm_fx.rewriting.spans import Spans, active_span
+from sdtm_fx.rewriting.structure import attention_texts, confirm_kinds, leaf_traits
 from sdtm_fx.rewriting.work import BlockWork, Pass, SitePlace
 from sdtm_fx.runtime import ops, span_ops
 from sdtm_fx.runtime.call import Variant
@@ -101,8 +99,8 @@ class ProgramCache:
         """
         capture = capture_block(block, key, leaves)
         sites = tuple((p.site_index, p.local) for p in places)
-        opened = _attention_texts(self.recipe, block, capture, places)
-        structure = (key, str(capture.graph), _leaf_traits(block, capture), sites, spans, opened)
+        opened = attention_texts(self.recipe, block, capture, places)
+        structure = (key, str(capture.graph), leaf_traits(block, capture), sites, spans, opened)
         if structure not in self.programs:
             self.programs[structure] = _rewrite(self.recipe, block, capture, places, spans)
         return self.programs[structure]
@@ -168,7 +166,7 @@ def _rewrite(
     places: tuple[SitePlace, ...],
     spans: Spans,
 ) -> Program:
-    _confirm_kinds(recipe, block, capture, places)
+    confirm_kinds(recipe, block, capture, places)
     dense = graph_function(capture.graph, block, f"{type(block).__name__}_captured")
     program = Program(capture.graph, dense, {}, {}, {}, {}, places, spans)
     for variant in variants_of(recipe):
@@ -224,38 +222,3 @@ def _label(recipe: Recipe, variant: Variant) -> str:
         if variant.refresh is None
         else f"dense_for_{recipe.stages[variant.refresh].name}{without}".replace("-", "_")
     )
-
-
-def _leaf_traits(block: torch.nn.Module, capture: Capture) -> tuple[tuple[str, tuple[type, bool, type]], ...]:
-    """What passes may ask about the modules that a graph calls, beside the graph itself."""
-    names = dict.fromkeys(str(n.target) for n in capture.graph.nodes if n.op == "call_module")
-    return tuple((name, traits(block.get_submodule(name))) for name in names)
-
-
-def _attention_texts(
-    recipe: Recipe, block: torch.nn.Module, capture: Capture, places: tuple[SitePlace, ...]
-) -> tuple[str, ...]:
-    """The attention modules that passes look into, as text; their processors are part of the structure."""
-    reads = any(stage.method.reads_attention() for stage in recipe.stages)
-    keyed = any(site.merge == "keys" for site in recipe.sites)
-    if recipe.prompt is None and not (reads or keyed or recipe.plan.proportional):
-        return ()
-    locals_ = {p.local for p in places if recipe.sites[p.site_index].kind == "attention"}
-    calls = [n for n in capture.graph.nodes if n.op == "call_module" and n.target in locals_]
-    return tuple(attention_text(call, block.get_submodule(str(call.target))) for call in calls)
-
-
-def _confirm_kinds(
-    recipe: Recipe, block: torch.nn.Module, capture: Capture, places: tuple[SitePlace, ...]
-) -> None:
-    """Check that attention sites compute attention, and feed-forward sites do not."""
-    for place in places:
-        spec = recipe.sites[place.site_index]
-        calls = [n for n in capture.graph.nodes if n.op == "call_module" and n.target == place.local]
-        for call in calls:
-            found = has_attention(call, block.get_submodule(place.local))
-            if found != (spec.kind == "attention"):
-                raise SiteError(
-                    f"site {spec.id!r} at {place.path} is said to be {spec.kind}, but it "
-                    f"{'computes' if found else 'does not compute'} attention"
-                )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import re
 import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,9 +16,10 @@ from torch.utils.hooks import RemovableHandle
 
 from sdtm_fx.capture.hooked import Forward, clear_inner_forward, set_inner_forward
 from sdtm_fx.compiling.phases import PhaseKey, host_only, one_phase, own_code
-from sdtm_fx.errors import PlanError, RewriteError
+from sdtm_fx.errors import RewriteError
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewriting.programs import ProgramCache
+from sdtm_fx.rewriting.span_blame import blame_span
 from sdtm_fx.runtime.binding import BlockBinding, Executor
 from sdtm_fx.runtime.call import Call
 from sdtm_fx.runtime.runtime import Runtime
@@ -190,7 +190,7 @@ class Rewriting:
         try:
             return self._run(call, model, own, args, kwargs)
         except RuntimeError as error:
-            self._blame_span(model, call, error)
+            blame_span(self.recipe, self.runtime, model, call, error, compiled=self.executor is not None)
             raise
 
     def _run(
@@ -208,23 +208,6 @@ class Rewriting:
         if key not in self.phases:
             self.phases[key] = own_code(one_phase, f"{type(model).__name__}_{key.label(self.recipe)}")
         return self.phases[key](own, self.runtime, args, kwargs)
-
-    def _blame_span(self, model: torch.nn.Module, call: Call, error: RuntimeError) -> None:
-        """Say what a span has to do with it where shapes do not fit between its blocks."""
-        stage = None if call.variant is None else call.variant.stage
-        ids = [span.id for span in self.recipe.spans]
-        spans = [name for name in ([] if stage is None else self.recipe.stages[stage].sites) if name in ids]
-        # While a whole model is being compiled, what is open is not known outside.
-        inside = [name for name in spans if name in self.runtime.spans or self.executor is not None]
-        if not inside or not re.search(r"\bsize|\bshape", str(error)):
-            return
-        tokens = call.grid[0] * call.grid[1]
-        raise PlanError(
-            f"span {inside[0]!r} keeps {tokens - call.phase.remove} of {tokens} image tokens between its blocks, and "
-            f"{type(model).__name__} needs all of them there: it adds something of full length (ControlNet residuals "
-            "bear spans of one block only), or leaves out the block that ends the span (skip_layers, a cache): "
-            f"{error}"
-        ) from error
 
     def check_modules(self, model: torch.nn.Module) -> None:
         """Let every block forget programs that no longer fit its modules."""

@@ -11,7 +11,8 @@ from torch import fx
 
 from sdtm_fx.base_plan import Unmerging
 from sdtm_fx.capture.guards import expect
-from sdtm_fx.recipe.schema import Recipe, Stage
+from sdtm_fx.recipe.schema import Recipe
+from sdtm_fx.recipe.sections import Stage
 from sdtm_fx.rewriting.opening import OpenedSite
 from sdtm_fx.rewriting.spans import SpanPlace
 from sdtm_fx.runtime import ops

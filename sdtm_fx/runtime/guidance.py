@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional
 
 from sdtm_fx.errors import PlanError
+from sdtm_fx.runtime.state import BranchState
 
 
 def guidance_change(output: Any, grid: tuple[int, int]) -> torch.Tensor:
@@ -36,6 +37,20 @@ def guidance_change(output: Any, grid: tuple[int, int]) -> torch.Tensor:
     negative, positive = first.detach().float().chunk(2)
     change = (positive - negative).abs().mean(dim=1, keepdim=True)
     return functional.adaptive_avg_pool2d(change, grid).flatten(1).repeat(2, 1)
+
+
+def check_importance(state: BranchState, stacked: int, *, rehearses: bool) -> None:
+    """Refuse to plan by scores that no call has handed on; a rehearsal takes what is there."""
+    if state.has_importance or rehearses:
+        return
+    why = (
+        "no call came before this one, and a step that is kept dense has to (keep_dense.first_steps: 1)"
+        if stacked == 2
+        else "this call holds no two guidance halves in one batch: the model runs without guidance "
+        "(guidance-distilled models do), or its halves are separate calls; in a loop of your own, say so by "
+        "sdtm_fx.steps(model, count, cfg_halves=2)"
+    )
+    raise PlanError(f"importance: found no scores of the step before; {why}")
 
 
 def _values(output: Any) -> tuple[Any, ...]:

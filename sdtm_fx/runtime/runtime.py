@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -16,7 +15,6 @@ from sdtm_fx.clock import Clock, Moment
 from sdtm_fx.clock_sources import ManualSteps
 from sdtm_fx.cost.decision import GateDecision
 from sdtm_fx.errors import PlanError
-from sdtm_fx.hashing import combine
 from sdtm_fx.layer_rates import LayerRates
 from sdtm_fx.phase import Phase, Schedule
 from sdtm_fx.recipe.ratio import ThresholdRatio
@@ -24,11 +22,12 @@ from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewriting.programs import dense_variant
 from sdtm_fx.runtime.call import BlockContext, Call, OpenSpan, Variant
 from sdtm_fx.runtime.grid import GridReader
-from sdtm_fx.runtime.guidance import guidance_change
+from sdtm_fx.runtime.guidance import check_importance, guidance_change
 from sdtm_fx.runtime.layout import lay_out_ages, lay_out_plans
 from sdtm_fx.runtime.refreshes import next_stage
 from sdtm_fx.runtime.schedules import CallSize
 from sdtm_fx.runtime.state import BranchState, RunState
+from sdtm_fx.runtime.stepping import begin_step, choose_phase
 
 _TIMESTEPS = ("timestep", "timesteps", "t")
 
@@ -149,7 +148,7 @@ class Runtime:
         self.call = self._make_call(moment, self.last, branch, state, halves, tensor.device)
         self._hands_importance_on = self._reads_importance and stacked == 2
         if "importance" in _wanted(self.call):
-            self._check_importance(state, stacked)
+            check_importance(state, stacked, rehearses=self.rehearses)
         self.planned, self.spans = {}, {}
         return starts
 
@@ -218,19 +217,6 @@ class Runtime:
         stacked = self._calls_in_evaluation == 0 and self.context_name is None and self.guided()
         return 2 if stacked and batch % 2 == 0 else 1
 
-    def _check_importance(self, state: BranchState, stacked: int) -> None:
-        """Refuse to plan by scores that no call has handed on; a rehearsal takes what is there."""
-        if state.has_importance or self.rehearses:
-            return
-        why = (
-            "no call came before this one, and a step that is kept dense has to (keep_dense.first_steps: 1)"
-            if stacked == 2
-            else "this call holds no two guidance halves in one batch: the model runs without guidance "
-            "(guidance-distilled models do), or its halves are separate calls; in a loop of your own, say so by "
-            "sdtm_fx.steps(model, count, cfg_halves=2)"
-        )
-        raise PlanError(f"importance: found no scores of the step before; {why}")
-
     def _make_call(
         self,
         moment: Moment,
@@ -243,11 +229,11 @@ class Runtime:
         recipe, step = self.recipe, moment.step
         decision = self.gate(size)
         schedule = self.schedules.asked(size) if decision is None else decision.schedule
-        phase = self._phase(schedule, step, state)
+        phase = choose_phase(self.recipe, schedule, step, state, self.forced)
         served = phase.stage if phase.stage is not None else next_stage(schedule, step)
         stage = None if served is None else recipe.stages[served]
         variant = self.variant(schedule, step, phase)
-        self._begin_step(moment, phase, state, device)
+        begin_step(self.recipe, moment, phase, state, device)
         ratio = recipe.ratio if stage is None or stage.ratio is None else stage.ratio
         first = self.rehearses or (branch, step) not in self._steps_begun
         self._steps_begun.add((branch, step))
@@ -286,27 +272,6 @@ class Runtime:
             lay_out_plans(call, self.groups, size.batch, device)
         return call
 
-    def _begin_step(self, moment: Moment, phase: Phase, state: BranchState, device: torch.device) -> None:
-        """Bring what a branch keeps to a step: counts, ages, features, and numbers that graphs read."""
-        recipe, step = self.recipe, moment.step
-        state.measured, state.above = state.above or state.measured, {}
-        if phase.stage is None:
-            for ages in state.ages.values():
-                ages.zero_()  # on a dense step every token is on its own
-        state.settle()
-        if phase.refresh and state.set_refreshed(step):
-            state.shift()
-        if recipe.reuse is not None and recipe.reuse.order == 1 and phase.stage is not None:
-            state.set_slope(step, device)
-        if phase.stage is not None and recipe.stages[phase.stage].method.merges:
-            state.held = phase.stage, phase.remove
-        # Filled on the device: a copy from the host would make it wait.
-        state.set_salt(int(combine(recipe.seed, step)), device)
-        if recipe.prompt is not None:
-            done = step / max(moment.count - 1, 1)
-            weight = recipe.prompt.start + (recipe.prompt.end - recipe.prompt.start) * done
-            state.set_prompt_bias(math.log(weight), device)
-
     def variant(self, schedule: Schedule, step: int, phase: Phase) -> Variant | None:
         """The graphs that run where a step runs a phase; None where blocks run their own forward."""
         if phase.stage is not None:
@@ -315,31 +280,8 @@ class Runtime:
         dense = Variant(stage=None) if served is None else dense_variant(self.recipe, served)
         return None if dense == Variant(stage=None) and self.recipe.prompt is None else dense
 
-    def _phase(self, schedule: Schedule, step: int, state: BranchState) -> Phase:
-        """The phase of the step, or a refresh where this branch lacks the features that it asks for."""
-        phase = self.forced or schedule.phase(step)
-        if schedule.choices[step] and self.forced is None:
-            phase = schedule.phase_for_count(step, _measured(state))
-        needs_features = phase.stage is not None and self.recipe.reuse is not None
-        if needs_features:
-            scheduled = schedule.last_refresh(step)
-            if not state.refreshed or (scheduled is not None and state.refreshed[0] < scheduled):
-                return Phase(stage=None, remove=0, refresh=True)
-        reads_kept = not (phase.fresh_plan and phase.fresh_destinations)
-        if reads_kept and state.held != (phase.stage, phase.remove):
-            return replace(phase, fresh_plan=True, fresh_destinations=True)
-        return phase
-
 
 def _wanted(call: Call) -> frozenset[str]:
     """What the plans of a call read beside the tokens."""
     merges = call.method is not None and call.phase.stage is not None
     return call.method.wants() if merges and call.method is not None else frozenset()
-
-
-def _measured(state: BranchState) -> int | None:
-    """The mean over the blocks of what lies above the threshold; waits for the device, once per step."""
-    above = state.above or state.measured
-    if not above:
-        return None
-    return int(torch.stack(list(above.values())).double().mean().item())

@@ -7,7 +7,7 @@ import torch
 from sdtm_fx.base_plan import Plan
 from sdtm_fx.errors import PlanError
 from sdtm_fx.runtime.call import BlockContext, OpenSpan
-from sdtm_fx.runtime.ops import gather_rotary
+from sdtm_fx.runtime.rotary_ops import gather_rotary
 
 
 def enter_span(

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewriting.programs import ProgramCache, dense_variant
-from sdtm_fx.runtime import ops
+from sdtm_fx.runtime import ops, rotary_ops
 from sdtm_fx.runtime.call import Variant
 from tests.passes.blocks import (
     DualBlock,
@@ -278,7 +278,7 @@ def test_rotary_tables_follow_the_destinations() -> None:
     planned: dict[int, Any] = {}
     worked.run(*args, call=Calls(rule).make(remove=12), planned=planned)
     table = tables()[0]
-    gathered = ops.gather_rotary(planned[0], table)
+    gathered = rotary_ops.gather_rotary(planned[0], table)
     assert torch.equal(gathered[:3], table[:3])
     assert torch.equal(gathered[3:], table[3 + planned[0].positions[0]])
 

@@ -13,7 +13,7 @@ from sdtm_fx.errors import PlanError
 from sdtm_fx.methods import SSM, TokenView
 from sdtm_fx.phase import Phase
 from sdtm_fx.plan import MergePlan
-from sdtm_fx.runtime import ops
+from sdtm_fx.runtime import ops, rotary_ops
 from sdtm_fx.runtime.call import BlockContext, Call
 from tests.passes.blocks import GRID, TOKENS, WIDTH, image, tables
 from tests.passes.working import FF, Calls, close, recipe
@@ -389,7 +389,7 @@ def test_merge_and_unmerge_are_the_plans() -> None:
 def test_text_rows_of_a_table_stay() -> None:
     made = SSM().plan(TokenView(X[:1], GRID), 12)
     table = tables(5 + TOKENS)[0]
-    gathered = ops.gather_rotary(made, table)
+    gathered = rotary_ops.gather_rotary(made, table)
     assert torch.equal(gathered[:5], table[:5])
     assert torch.equal(gathered[5:], table[5:][made.positions[0]])
 
@@ -397,8 +397,8 @@ def test_text_rows_of_a_table_stay() -> None:
 def test_a_table_may_be_cut_instead() -> None:
     made = SSM().plan(TokenView(X[:1], GRID), 12)
     table = tables(5 + TOKENS)[0]
-    assert torch.equal(ops.cut_rotary(made, table), table[: 5 + TOKENS - 12])
-    assert not torch.equal(ops.cut_rotary(made, table), ops.gather_rotary(made, table))
+    assert torch.equal(rotary_ops.cut_rotary(made, table), table[: 5 + TOKENS - 12])
+    assert not torch.equal(rotary_ops.cut_rotary(made, table), rotary_ops.gather_rotary(made, table))
 
 
 def test_parts_of_a_linear_layer_add_up() -> None:
