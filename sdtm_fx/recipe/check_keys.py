@@ -60,7 +60,8 @@ def check_proportional(recipe: Recipe) -> Iterator[Problem]:
     """Check that there are keys that stand for several tokens, and that it is known for how many."""
     attention = {site.id for site in recipe.sites if site.kind == "attention"}
     merged = {site for stage in recipe.stages if stage.method.merges for site in stage.sites}
-    if recipe.plan.proportional and not attention & merged:
+    spans = {span.id for span in recipe.spans}  # which have a word of their own to say
+    if recipe.plan.proportional and not (attention | spans) & merged:
         yield misfit(
             ("plan", "proportional"),
             "true where no stage merges attention",
