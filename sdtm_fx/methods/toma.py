@@ -32,8 +32,9 @@ class ToMA(Method):
     The forms of the paper: ``{region: global}`` chooses in tiles and merges over the whole grid, its default after
     the ablation; ``{region: tile}`` and ``{region: stripe}`` do both in regions; ``{region: global, select:
     global}`` does neither, at the cost of one pass over all pairs of tokens for every destination. "Merge once per
-    block" is a matter of the recipe's sites. With n the tokens of a region, d its destinations and R regions, a
-    plan takes R (n² + d n) D multiply-accumulates beside d scans of n² pairs, and a merge or an unmerge R d n D.
+    block" is a span of the recipe, whose `first` and `last` match every block. With n the tokens of a region, d its
+    destinations and R regions, a plan takes R (n² + d n) D multiply-accumulates beside d scans of n² pairs, and a
+    merge or an unmerge R d n D.
 
     Where regions do not go into the grid, what is left stays as it is. Where the removed tokens do not divide by
     the regions, some regions, spread evenly, lose one more. Slots: destinations region by region in the order of
