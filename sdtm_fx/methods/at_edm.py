@@ -14,7 +14,7 @@ from sdtm_fx.methods.base import Count, Method, OptionError, TokenView, Weight
 from sdtm_fx.methods.matching import best_match
 from sdtm_fx.plan import MergePlan, plan_from_parents
 
-Importance = Literal["self", "entropy", "hard_clip", "soft_clip", "power"]
+Rank = Literal["self", "entropy", "hard_clip", "soft_clip", "power"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class AtEdm(Method):
     it attended to most when it was pruned, heads averaged. Slots are in raster order of the tokens that stay.
 
     Importance is the page rank s <- Aᵀ s of self-attention among image tokens, or comes from the attention to text
-    (`importance` other than "self", for joint attention), see `sdtm_fx.attention_score`. Heads are combined by the
+    (`rank` other than "self", for joint attention), see `sdtm_fx.attention_score`. Heads are combined by the
     root mean square, without those whose scores vary too little or too much.
 
     The paper prunes behind the feed-forward of a group's first block and fills up at the end of the group: a span with
@@ -46,7 +46,8 @@ class AtEdm(Method):
         To compare with AT-EDM: in a span with ``enter: end`` whose stage follows a stage of dense or mild early steps.
 
     Attributes:
-        importance: "self" for self-attention; "entropy", "hard_clip", "soft_clip" or "power" for attention to text.
+        rank: What importance comes from: "self" for self-attention; "entropy", "hard_clip", "soft_clip" or "power" for
+            attention to text.
         iterations: How often importance is passed on.
         band: Least and largest variance of a head's scores, relative to their mean; heads outside do not count.
         similarity: What a pruned token is copied from: the kept token that it attends to most ("attention") or whose
@@ -57,7 +58,7 @@ class AtEdm(Method):
     needs: ClassVar[frozenset[str]] = frozenset({"heads", "text"})
 
     name: Literal["at_edm"] = "at_edm"
-    importance: Importance = "self"
+    rank: Rank = "self"
     iterations: Count = 10
     band: tuple[Weight, Weight] = (0.01, 0.7)
     similarity: Literal["attention", "cosine"] = "attention"
@@ -73,7 +74,7 @@ class AtEdm(Method):
 
     def wants(self) -> frozenset[str]:
         """Return "heads", and "text" where importance comes from the attention to text."""
-        return frozenset({"heads"}) if self.importance == "self" else self.needs
+        return frozenset({"heads"}) if self.rank == "self" else self.needs
 
     def score(self, view: TokenView) -> Tensor:
         """Return the importance of every token, [B, N] float32; the largest stay.
@@ -82,7 +83,7 @@ class AtEdm(Method):
             PlanError: The view holds no queries and keys, or none of text where they are asked for.
         """
         heads = self._heads(view)
-        if self.importance == "self":
+        if self.rank == "self":
             scores = page_rank(
                 heads.query,
                 heads.key,
@@ -93,13 +94,13 @@ class AtEdm(Method):
         else:
             if heads.text_key is None:
                 raise PlanError(
-                    f"at_edm: found no text keys for importance {self.importance!r}; accepted joint attention "
-                    "over text and image, or importance 'self'"
+                    f"at_edm: found no text keys for rank {self.rank!r}; accepted joint attention "
+                    "over text and image, or rank 'self'"
                 )
             scores = cross_rank(
                 heads.query,
                 heads.text_key,
-                score=self.importance,
+                score=self.rank,
                 iterations=self.iterations,
                 probes=self.probe_queries,
                 scale=heads.scale,

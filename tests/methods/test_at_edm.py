@@ -59,10 +59,10 @@ def test_a_copy_may_be_chosen_by_cosine() -> None:
         assert torch.equal(plan.assign[row], best)
 
 
-@pytest.mark.parametrize("importance", ["entropy", "hard_clip", "soft_clip", "power"])
-def test_attention_to_text_says_something_else(importance: str) -> None:
+@pytest.mark.parametrize("rank", ["entropy", "hard_clip", "soft_clip", "power"])
+def test_attention_to_text_says_something_else(rank: str) -> None:
     given = view(3)
-    ours, text = AtEdm().score(given), AtEdm(importance=importance).score(given)  # type: ignore[arg-type]
+    ours, text = AtEdm().score(given), AtEdm(rank=rank).score(given)  # type: ignore[arg-type]
     assert text.shape == ours.shape == (2, TOKENS)
     assert not torch.allclose(text, ours)
 
@@ -93,7 +93,7 @@ def test_what_is_missing_is_named() -> None:
     ):
         plan_merge("at_edm", given.metric, grid=GRID, remove=3, heads=short)
     wordless = AttentionHeads(given.heads.query, given.heads.key)
-    with pytest.raises(PlanError, match="found no text keys for importance 'power'"):
-        plan_merge("at_edm", given.metric, grid=GRID, remove=3, heads=wordless, importance="power")
+    with pytest.raises(PlanError, match="found no text keys for rank 'power'"):
+        plan_merge("at_edm", given.metric, grid=GRID, remove=3, heads=wordless, rank="power")
     with pytest.raises(OptionError, match=r"at_edm: found band \(0.5, 0.1\)"):
         AtEdm(band=(0.5, 0.1))

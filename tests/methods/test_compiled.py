@@ -55,8 +55,8 @@ METHODS: list[Method] = [
     ToMA(region="stripe", stripes=3),
     AtEdm(iterations=2),
     AtEdm(iterations=2, probe_queries=8),
-    AtEdm(iterations=2, importance="entropy"),
-    AtEdm(iterations=1, importance="hard_clip", similarity="cosine"),
+    AtEdm(iterations=2, rank="entropy"),
+    AtEdm(iterations=1, rank="hard_clip", similarity="cosine"),
 ]
 FORBIDDEN = (
     "nonzero",

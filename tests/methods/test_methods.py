@@ -66,8 +66,8 @@ MERGING: list[Method] = [
     IDM(window=(2, 2), radius=1, rank="both"),
     AtEdm(),
     AtEdm(probe_queries=4, band=(0.0, 0.02)),
-    AtEdm(importance="power", similarity="cosine"),
-    AtEdm(importance="entropy", iterations=2),
+    AtEdm(rank="power", similarity="cosine"),
+    AtEdm(rank="entropy", iterations=2),
 ]
 """Methods whose plans assign every token to one slot."""
 MIXING: list[Method] = [

@@ -338,7 +338,7 @@ AT_EDM = {"name": "at_edm", "probe_queries": None, "iterations": 3}
 
 
 def test_the_plan_is_given_queries_and_keys_of_image_tokens() -> None:
-    rules = recipe(DUAL, merged=["ff"], method=AT_EDM | {"importance": "entropy"})
+    rules = recipe(DUAL, merged=["ff"], method=AT_EDM | {"rank": "entropy"})
     block, planned = DualBlock(), {}
     worked = work_on(block, (X, T, C), rules)
     worked.run(X, T, C, call=Calls(rules).make(remove=10), planned=planned)
@@ -349,7 +349,7 @@ def test_the_plan_is_given_queries_and_keys_of_image_tokens() -> None:
         heads = AttentionHeads(query[:, :, length:], key[:, :, length:], key[:, :, :length])
         stream = X + gate * block.attn(normed, T)[0]
         metric = block.norm2(stream + gate * block.attn2(normed), C)[0]
-    method = AtEdm(probe_queries=None, iterations=3, importance="entropy")
+    method = AtEdm(probe_queries=None, iterations=3, rank="entropy")
     expected = method.plan(TokenView(metric, GRID, heads=heads), 10)
     assert torch.equal(planned[0].assign, expected.assign)  # type: ignore[attr-defined]
     assert planned[0].reduce == "prune"  # type: ignore[attr-defined]
@@ -367,7 +367,7 @@ def test_samples_that_share_a_plan_share_their_heads(share: list[str]) -> None:
 
 
 def test_attention_without_text_has_no_importance_from_text() -> None:
-    rules = recipe([ATTN, FF], merged=["ff"], method=AT_EDM | {"importance": "power"})
+    rules = recipe([ATTN, FF], merged=["ff"], method=AT_EDM | {"rank": "power"})
     with pytest.raises(
         SiteError, match="'at_edm' reads attention to text with these options, and there are image"
     ):
