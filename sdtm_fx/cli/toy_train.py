@@ -62,6 +62,10 @@ def train(
             help="Folder of an earlier run whose averaged weights this one starts from, or shipped."
         ),
     ] = None,
+    distil: Annotated[
+        float | None,
+        typer.Option(min=1, help="Guidance scale of --start to distil into one call; by default none."),
+    ] = None,
 ) -> None:
     """Train a toy on scenes; options that are left out are those of `sdtm_fx.toy.trainer.TrainConfig`."""
     import torch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -193,8 +194,7 @@ class ToyPipeline(DiffusionPipeline, ABC):
             "prompt_embeds": prompt_embeds,
             "pooled_prompt_embeds": pooled_prompt_embeds,
         }
-        self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
-        timesteps = self.scheduler.timesteps
+        timesteps = self._lay_out_times(num_inference_steps)
         self._num_timesteps = len(timesteps)
         with self.progress_bar(total=num_inference_steps) as progress_bar:
             for step, timestep in enumerate(timesteps):
@@ -210,6 +210,20 @@ class ToyPipeline(DiffusionPipeline, ABC):
             images = self.image_processor.postprocess(images, output_type=output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _lay_out_times(self, steps: int) -> Tensor:
+        """Let the scheduler lay out the steps, with times that end at 1 / steps before they are shifted.
+
+        As in FLUX's pipeline. Left alone, the flow-matching schedulers of diffusers end near zero, where nothing is
+        left to denoise: one step in `steps` would be idle, and whatever approximates it would look good. Those that
+        take no sigmas (Heun's) lay out their own.
+        """
+        settings: dict[str, Any] = {"num_inference_steps": steps}
+        if "sigmas" in inspect.signature(self.scheduler.set_timesteps).parameters:
+            settings = {"sigmas": np.linspace(1.0, 1 / steps, steps)}
+        self.scheduler.set_timesteps(device=self._execution_device, **settings)
+        times: Tensor = self.scheduler.timesteps
+        return times
 
     def _denoise(
         self, timestep: Tensor, latents: Tensor, prompt_embeds: Tensor, pooled_prompt_embeds: Tensor

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sdtm_fx.errors import SdtmFxError, nearest
-from sdtm_fx.toy.batches import SHIFT, make_batch
+from sdtm_fx.toy.batches import SHIFT, Batch, make_batch
 from sdtm_fx.toy.captions import CaptionEncoder
 from sdtm_fx.toy.flux import build_flux, flux_velocity
 from sdtm_fx.toy.model import TEXT_WIDTH
@@ -45,6 +45,8 @@ class TrainConfig:
         bfloat16: Compute in bfloat16 under autocast; weights and optimiser stay float32.
         start: Folder of an earlier run whose averaged weights this one starts from, or ``shipped`` for the weights
             that the package carries; None starts from the seed.
+        distil: Guidance scale to distil: what is learned is what `start` says under that guidance, so that one call a
+            step does for two, as FLUX.1 dev was made; None learns from scenes.
     """
 
     model: str = "sd3"
@@ -61,6 +63,7 @@ class TrainConfig:
     shift: float = SHIFT
     bfloat16: bool = True
     start: str | None = None
+    distil: float | None = None
 
 
 class Toy(nn.Module):
@@ -103,10 +106,16 @@ class Trainer:
 
     Args:
         config: The run.
+
+    Raises:
+        SdtmFxError: If there is nothing to distil from.
     """
 
     def __init__(self, config: TrainConfig) -> None:
+        if config.distil is not None and config.start is None:
+            raise SdtmFxError(f"train: distil {config.distil:g} needs a run to distil from: give start")
         self.config = config
+        self.teacher: Toy | None = None
         self.step = 0
         self.losses: list[float] = []
         self.seconds = 0.0
@@ -137,7 +146,7 @@ class Trainer:
         noisy = torch.lerp(batch.images, batch.noise, sigmas)
         with torch.autocast("cpu", torch.bfloat16, enabled=config.bfloat16):
             velocity = self.toy(noisy, batch.sigmas, batch.captions)
-        loss = (velocity.float() - (batch.noise - batch.images)).square().mean()
+        loss = (velocity.float() - self._target(batch, noisy)).square().mean()
         value = checked("train", float(loss.detach()), self.step)
         loss.backward()
         nn.utils.clip_grad_norm_(self.toy.parameters(), 1.0)
@@ -151,6 +160,18 @@ class Trainer:
         self.losses.append(value)
         self.seconds += time.perf_counter() - began
         return value
+
+    @torch.no_grad()
+    def _target(self, batch: Batch, noisy: Tensor) -> Tensor:
+        """The velocity to learn: that of the scenes, or the guided one of the teacher."""
+        if self.config.distil is None:
+            return batch.noise - batch.images
+        assert self.teacher is not None, "a run that distils starts from another"
+        captions = [*batch.captions, *([""] * len(batch.captions))]
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.bfloat16):
+            both = self.teacher(torch.cat([noisy] * 2), batch.sigmas.repeat(2), captions)
+        positive, negative = both.float().chunk(2)
+        return torch.lerp(negative, positive, self.config.distil)
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -168,6 +189,7 @@ class Trainer:
             "seconds": self.seconds,
             "toy": self.toy.state_dict(),
             "average": self.average,
+            "teacher": None if self.teacher is None else self.teacher.state_dict(),
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
         }
 
@@ -184,6 +206,8 @@ class Trainer:
         self.step, self.losses, self.seconds = state["step"], list(state["losses"]), state["seconds"]
         self.toy.load_state_dict(state["toy"])
         self.average = {name: value.clone() for name, value in state["average"].items()}
+        if self.config.distil is not None:
+            self._learn_from(state["teacher"])
         for optimiser, previous in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(previous)
 
@@ -201,6 +225,13 @@ class Trainer:
             raise SdtmFxError(f"train: the run to start from trained {model!r}, not {self.config.model!r}")
         self.toy.load_state_dict(weights, strict=False)
         self.average = {name: param.detach().clone() for name, param in self.toy.named_parameters()}
+        if self.config.distil is not None:
+            self._learn_from(self.toy.state_dict())
+
+    def _learn_from(self, weights: Mapping[str, Tensor]) -> None:
+        self.teacher = Toy(self.config.model, self.config.seed)
+        self.teacher.load_state_dict(weights)
+        self.teacher.eval()
 
     def averaged(self) -> Toy:
         """Return a toy that holds the averaged weights."""

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 from PIL import Image
 
 from sdtm_fx.errors import SdtmFxError
@@ -175,3 +176,19 @@ def test_wrong_arguments_say_what_is_accepted(
 ) -> None:
     with pytest.raises(SdtmFxError, match=message):
         draw(pipe, **kwargs)
+
+
+def test_no_step_is_idle() -> None:
+    pipe = tiny_pipeline()
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=2.0)
+    draw(pipe, num_inference_steps=4)
+    assert pipe.scheduler.sigmas.tolist() == pytest.approx([1, 6 / 7, 2 / 3, 2 / 5, 0])
+    assert pipe.num_timesteps == 4
+
+
+def test_a_scheduler_that_takes_no_sigmas_lays_out_its_own() -> None:
+    pipe = tiny_pipeline()
+    pipe.scheduler = FlowMatchHeunDiscreteScheduler()
+    images = draw(pipe, num_inference_steps=3)
+    assert torch.isfinite(images).all()
+    assert pipe.num_timesteps == 5, "two calls a step but the last"

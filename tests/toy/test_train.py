@@ -196,6 +196,29 @@ def test_a_run_starts_from_the_shipped_weights(tmp_path: Path) -> None:
     assert all(torch.equal(begun[0][name], value) for name, value in expected.items())
 
 
+def test_guidance_is_distilled(tmp_path: Path) -> None:
+    short = dataclasses.replace(TINY, start="shipped", steps=2, pixels=4 * 32 * 32)
+    configs = {scale: dataclasses.replace(short, distil=scale) for scale in (1.0, 3.0, 5.0)}
+    runs = {scale: train(config, tmp_path / str(scale), every=1) for scale, config in configs.items()}
+    assert runs[1.0].losses[0] < 1e-9, "without guidance the teacher says what the pupil says"
+    assert runs[3.0].losses[0] > 1e-6
+    assert runs[5.0].losses[0] == pytest.approx(4 * runs[3.0].losses[0], rel=1e-3), "both are on one line"
+    with pytest.raises(SdtmFxError, match="distil 2 needs a run to distil from: give start"):
+        Trainer(dataclasses.replace(TINY, distil=2.0))
+
+    class Cut(Exception):
+        """The power went out."""
+
+    def cut(trainer: Trainer) -> None:
+        if trainer.step == 2:
+            raise Cut
+
+    with pytest.raises(Cut):
+        train(configs[3.0], tmp_path / "cut", every=1, on_step=cut)
+    resumed = train(configs[3.0], tmp_path / "cut", every=1, resume=True)
+    assert resumed.losses == runs[3.0].losses, "the teacher is part of the checkpoint"
+
+
 def test_an_unknown_model_is_named() -> None:
     with pytest.raises(SdtmFxError, match=r"no model 'flx' \(did you mean 'flux'\?\); accepted: sd3, flux"):
         Trainer(dataclasses.replace(TINY, model="flx"))
