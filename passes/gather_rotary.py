@@ -13,14 +13,16 @@ from torch import fx
 from sdtm_fx.capture.arguments import Signature
 from sdtm_fx.errors import SiteError
 from sdtm_fx.rewriting.work import BlockWork, Pass
-from sdtm_fx.runtime import ops
+from sdtm_fx.runtime import ops, rotary_ops
+from sdtm_fx.sites.locating import Site
 
 
 def gather_rotary(work: BlockWork) -> int:
     """Replace the tables of each merged site that names them; returns the number of sites."""
     if not work.merges:
         return 0
-    sites = [s for s in work.sites.values() if s.spec.rotary is not None]
+    # Where keys are merged, they are rotated before: their tables stay whole.
+    sites = [s for s in work.sites.values() if s.spec.rotary is not None and s.spec.merge == "tokens"]
     for site in sites:
         name = str(site.spec.rotary)
         names = Signature.of(type(work.block.get_submodule(site.local)).forward).names
@@ -36,10 +38,10 @@ def gather_rotary(work: BlockWork) -> int:
                 f"site {site.spec.id!r}: rotary tables have no batch axis, so merged attention needs one plan "
                 "for the whole batch: add `batch` to plan.share"
             )
-        plan = next(iter(site.node.all_input_nodes[_merge_position(site.node)].all_input_nodes))
+        plan = site_plan(site)
         with work.graph.inserting_before(site.node):
-            follow = ops.gather_rotary if work.recipe.passes.gather_rotary else ops.cut_rotary
-            gathered = _map_tables(work.graph, follow, _image_plan(plan), tables)
+            follow = rotary_ops.gather_rotary if work.recipe.passes.gather_rotary else rotary_ops.cut_rotary
+            gathered = _map_tables(work.graph, follow, plan, tables)
         if isinstance(slot, int):
             site.node.update_arg(slot, gathered)
         else:
@@ -47,12 +49,10 @@ def gather_rotary(work: BlockWork) -> int:
     return len(sites)
 
 
-def _merge_position(node: fx.Node) -> int:
-    return next(i for i, n in enumerate(node.all_input_nodes) if n.target is ops.merge_tokens)
-
-
-def _image_plan(plan: fx.Node) -> fx.Node:
-    """The plan over image tokens alone: a table has its own prefix, read off its length."""
+def site_plan(site: Site) -> fx.Node:
+    """The plan over image tokens alone of a site that runs on merged tokens; what stands in front is left out."""
+    merge = next(n for n in site.node.all_input_nodes if n.target is ops.merge_tokens)
+    plan = merge.all_input_nodes[0]
     return plan.all_input_nodes[0] if plan.target is ops.after_prefix else plan
 
 

@@ -1,5 +1,8 @@
 """Insert merges: ``f(x)`` becomes ``unmerge(plan, f(merge(plan, x)))`` at every site.
 
+Where keys alone are merged it becomes ``f(keys_of(plan, x))``: a mark that the plan is needed inside, which
+`reduce_keys` takes away again. Nothing is unmerged there, so nothing is stored or forecast either.
+
 In a graph for dense steps, and where a stage forecasts its sites (ratio 1), only the way out is marked:
 ``unmerge(None, f(x))``. Later passes move that mark as they move every unmerge, so that features are stored
 at the very place where they are blended, and the last pass turns it into the storing or the forecast.
@@ -9,6 +12,7 @@ from __future__ import annotations
 
 from torch import fx
 
+from sdtm_fx.base_plan import Unmerging
 from sdtm_fx.errors import SiteError, nearest
 from sdtm_fx.rewriting.work import BlockWork, Pass
 from sdtm_fx.runtime import ops
@@ -20,12 +24,25 @@ def insert_merges(work: BlockWork) -> int:
     if work.variant.stage is None and work.variant.refresh is None:
         return 0
     for site in work.sites.values():
+        if site.spec.merge == "keys":
+            if work.merges:
+                _mark_keys(work, site)
+            continue
         plan = _merge(work, site) if work.merges else None
-        mark(work.graph, plan, site.exit, site.spec.id)
+        mark(work.graph, plan, site.exit, _feature_name(work, site))
         if _is_skipped(work):
             for index, side in enumerate(site.side):
                 mark(work.graph, None, side, f"{site.spec.id}.{index}")
     return len(work.sites)
+
+
+def _feature_name(work: BlockWork, site: Site) -> str:
+    """What the features of a site are called: its id, and how they are unmerged where that is no copy.
+
+    The mark then moves less far, so a stage of another kind has no use for what is stored there.
+    """
+    kind = work.unmerging
+    return site.spec.id if kind is Unmerging.COPY else f"{site.spec.id}:{kind.value}"
 
 
 def _is_skipped(work: BlockWork) -> bool:
@@ -49,35 +66,65 @@ def mark(graph: fx.Graph, plan: fx.Node | None, exit_: fx.Node, name: str) -> fx
 def _merge(work: BlockWork, site: Site) -> fx.Node:
     graph = work.graph
     with graph.inserting_before(site.node):
-        metric = site.entry
-        if site.spec.prefix is None:
-            plan = graph.call_function(ops.plan_tokens, (work.ctx, metric))
-        else:
-            length = prefix_length(work, site)
-            metric = graph.call_function(ops.image_tokens, (site.entry, length))
-            image_plan = graph.call_function(ops.plan_tokens, (work.ctx, metric))
-            plan = graph.call_function(ops.after_prefix, (image_plan, length))
+        plan, length = _plan(work, site)
+        if length is not None:
+            plan = graph.call_function(ops.after_prefix, (plan, length))
         merged = graph.call_function(ops.merge_tokens, (plan, site.entry))
-        merged.meta["val"] = site.entry.meta["val"]  # rank and width are what later passes ask for
-    if isinstance(site.slot, int):
-        site.node.update_arg(site.slot, merged)
-    else:
-        site.node.update_kwarg(site.slot, merged)
+    feed(site, merged)
     return plan
+
+
+def _mark_keys(work: BlockWork, site: Site) -> None:
+    with work.graph.inserting_before(site.node):
+        plan, _ = _plan(work, site)
+        marked = work.graph.call_function(ops.keys_of, (plan, site.entry))
+    feed(site, marked)
+
+
+def _plan(work: BlockWork, site: Site) -> tuple[fx.Node, fx.Node | None]:
+    """Insert the plan over the image tokens of a site; returns the length of what stands in front of them, too."""
+    graph = work.graph
+    metric = metric_argument(work, site)
+    if site.spec.prefix is None:
+        return graph.call_function(
+            ops.plan_tokens, (work.ctx, site.entry if metric is None else metric)
+        ), None
+    length = prefix_length(work, site)
+    if metric is None:
+        metric = graph.call_function(ops.image_tokens, (site.entry, length))
+    return graph.call_function(ops.plan_tokens, (work.ctx, metric)), length
+
+
+def feed(site: Site, tokens: fx.Node) -> None:
+    """Let a site's module take other tokens, which look like its own: rank and width are what passes ask for."""
+    tokens.meta["val"] = site.entry.meta["val"]
+    if isinstance(site.slot, int):
+        site.node.update_arg(site.slot, tokens)
+    else:
+        site.node.update_kwarg(site.slot, tokens)
 
 
 def prefix_length(work: BlockWork, site: Site) -> fx.Node:
     """Insert the number of tokens in front of the image: the length of a block argument."""
-    argument = next(
-        (n for n in work.graph.nodes if n.op == "placeholder" and n.target == site.spec.prefix), None
-    )
-    if argument is None:
-        names = [str(n.target) for n in work.graph.nodes if n.op == "placeholder" and n is not work.context]
+    return work.graph.call_method("size", (_argument(work, site, "prefix"), 1))
+
+
+def metric_argument(work: BlockWork, site: Site) -> fx.Node | None:
+    """The block argument that tokens are compared by, None where the site's own input is."""
+    return None if site.spec.metric is None else _argument(work, site, "metric")
+
+
+def _argument(work: BlockWork, site: Site, key: str) -> fx.Node:
+    """The argument of the block that a key of the site names."""
+    wanted = getattr(site.spec, key)
+    given = [n for n in work.graph.nodes if n.op == "placeholder" and n is not work.context]
+    names = [str(n.target) for n in given]
+    if wanted not in names:
         raise SiteError(
-            f"site {site.spec.id!r}: the block has no argument {site.spec.prefix!r} for `prefix`; "
-            f"it has {', '.join(names)}{nearest(str(site.spec.prefix), names)}"
+            f"site {site.spec.id!r}: the block has no argument {wanted!r} for `{key}`; "
+            f"it has {', '.join(names)}{nearest(str(wanted), names)}"
         )
-    return work.graph.call_method("size", (argument, 1))
+    return given[names.index(wanted)]
 
 
 INSERT_MERGES = Pass("insert_merges", exact=False, run=insert_merges)

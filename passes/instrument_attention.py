@@ -2,23 +2,20 @@
 
 ``attn(x)`` becomes a call of the attention module's own graph, in which
 
-* a second output reports the attention received by each image token, for the plan of a later site, and
+* a second output reports the attention received by each image token, or their queries and keys, for the plan of a
+  later site, and
 * a step-dependent log-weight is added to the logits of the text keys.
 """
 
 from __future__ import annotations
 
-import operator
-from typing import Any
-
 from torch import fx
 
-from sdtm_fx.attention_score import received_attention
+from sdtm_fx.attention_score import attention_heads, received_attention
 from sdtm_fx.errors import SiteError
-from sdtm_fx.passes.insert_merges import prefix_length
-from sdtm_fx.passes.locate_sites import first_placeholder
-from sdtm_fx.rewriting.attention import AttentionGraph, image_span, open_attention
-from sdtm_fx.rewriting.codegen import graph_function
+from sdtm_fx.methods.base import Method
+from sdtm_fx.rewriting.attention import has_text
+from sdtm_fx.rewriting.opening import OpenedSite, open_site, reads_image
 from sdtm_fx.rewriting.work import BlockWork, Pass, SitePlace
 from sdtm_fx.runtime import ops
 from sdtm_fx.sites.locating import Site, locate
@@ -48,7 +45,7 @@ def instrument_attention(work: BlockWork) -> int:
 
 
 def _scored_plan(work: BlockWork) -> fx.Node | None:
-    if not work.merges or "attention" not in work.stage.method.wants():  # type: ignore[union-attr]
+    if not work.merges or not work.stage.method.reads_attention():  # type: ignore[union-attr]
         return None
     return next(iter(work.calls(ops.plan_tokens)), None)
 
@@ -61,76 +58,51 @@ def _attention(work: BlockWork, place: SitePlace) -> Site:
 
 
 def _instrument(work: BlockWork, site: Site, plan: fx.Node | None, weighted: bool) -> None:
-    where = f"site {site.spec.id!r}"
-    module = work.block.get_submodule(site.local)
-    opened = open_attention(site.node, module, site.slot, where)
-    inner = opened.graph
-    prefix = first_placeholder(inner, "prefix")
-    context = first_placeholder(inner, "ctx")
-    start, length = image_span(opened, prefix if site.spec.prefix is not None else None)
+    opened = open_site(work, site)
     if weighted:
-        _weigh_prompt(opened, context, start, length, where)
+        _weigh_prompt(opened)
     if plan is not None:
         assert work.stage is not None  # what is planned is planned for a stage
-        _report_scores(opened, start, length, work.stage.method.probes())
-    inner.lint()
-    function = graph_function(inner, module, f"attention_{site.spec.id}".replace("-", "_"))
-    _call_instead(work, site, function, opened.arguments, plan)
+        _report(opened, plan, work.stage.method)
 
 
-def _weigh_prompt(opened: AttentionGraph, context: fx.Node, start: Any, length: fx.Node, where: str) -> None:
-    operation = opened.operation
-    if operation.kwargs.get("attn_mask") is not None or len(operation.args) > 3:
-        raise SiteError(f"{where}: attention already has a mask; prompt weights do not combine with it")
-    with opened.graph.inserting_before(operation):
-        total = opened.graph.call_method("size", (opened.key, opened.sequence))
-        mask = opened.graph.call_function(ops.prompt_mask, (context, opened.key, start, length, total))
-        operation.update_kwarg("attn_mask", mask)
+def _weigh_prompt(opened: OpenedSite) -> None:
+    opened.refuse_mask("prompt weights")
+    graph, key = opened.attention.graph, opened.key
+    with graph.inserting_before(opened.attention.operation):
+        total = graph.call_method("size", (key, opened.axis))
+        mask = graph.call_function(ops.prompt_mask, (opened.context, key, opened.start, opened.length, total))
+    opened.add_bias(mask)
 
 
-def _report_scores(opened: AttentionGraph, start: Any, length: fx.Node, probes: int | None) -> None:
-    graph = opened.graph
-    with graph.inserting_before(opened.operation):
-        query, key = opened.query, opened.key
-        if opened.sequence == 1:
+def _report(opened: OpenedSite, plan: fx.Node, method: Method) -> None:
+    """Add what the method reads to the output of the attention module, for a plan in the block."""
+    graph, attention, text = opened.attention.graph, opened.attention, "text" in method.wants()
+    if not reads_image(opened):
+        raise SiteError(
+            f"{opened.where}: method {method.name!r} reads attention among image tokens, and here the keys are those "
+            "of a text (cross-attention); name the block's self-attention or joint attention first"
+        )
+    if text and not has_text(attention, opened.start):
+        raise SiteError(
+            f"{opened.where}: method {method.name!r} reads attention to text with these options, and there are image "
+            "keys only"
+        )
+    with graph.inserting_before(attention.operation):
+        query, key = attention.query, attention.key
+        if opened.axis == 1:
             query = graph.call_method("transpose", (query, 1, 2))
             key = graph.call_method("transpose", (key, 1, 2))
-        scores = graph.call_function(
-            received_attention, (query, key), {"image": (start, length), "probes": probes}
-        )
+        span = {"image": (opened.start, opened.length)}
+        if "heads" in method.wants():
+            scale = attention.operation.kwargs.get("scale")
+            read = graph.call_function(attention_heads, (query, key), span | {"text": text, "scale": scale})
+            opened.reads = "heads"
+        else:
+            read = graph.call_function(received_attention, (query, key), span | {"probes": method.probes()})
     output = next(iter(reversed(graph.nodes)))
-    output.args = ((output.args[0], scores),)
-
-
-def _call_instead(
-    work: BlockWork, site: Site, function: object, arguments: list[object], plan: fx.Node | None
-) -> None:
-    graph, old = work.graph, site.node
-    with graph.inserting_before(_place_of_call(site, arguments, plan)):
-        module = graph.create_node("get_attr", site.local)
-        prefix = 0 if site.spec.prefix is None else prefix_length(work, site)
-        call = graph.call_function(function, (module, work.ctx, prefix, *arguments))  # type: ignore[arg-type]
-        result = call
-        if plan is not None:
-            result = graph.call_function(operator.getitem, (call, 0))
-            plan.args = (*plan.args, graph.call_function(operator.getitem, (call, 1)))
-        result.meta["val"] = old.meta["val"]
-    old.replace_all_uses_with(result)
-    graph.erase_node(old)
-
-
-def _place_of_call(site: Site, arguments: list[object], plan: fx.Node | None) -> fx.Node:
-    """Where attention is called: where it was, or in front of the plan that reads it (parallel blocks)."""
-    order = {node: i for i, node in enumerate(site.node.graph.nodes)}
-    if plan is None or order[site.node] < order[plan]:
-        return site.node
-    late = [a for a in arguments if isinstance(a, fx.Node) and order[a] > order[plan]]
-    if late:
-        raise SiteError(
-            f"site {site.spec.id!r}: its attention needs {late[0].name}, which is computed after the plan that "
-            "reads attention; this method works for feed-forward sites behind or beside attention"
-        )
-    return plan
+    output.args = ((output.args[0], read),)
+    opened.scored = plan
 
 
 INSTRUMENT_ATTENTION = Pass("instrument_attention", exact=False, run=instrument_attention)

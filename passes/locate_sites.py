@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from torch import fx
-
+from sdtm_fx.rewriting.placeholders import first_placeholder
 from sdtm_fx.rewriting.work import BlockWork, Pass
 from sdtm_fx.sites.locating import locate
 
@@ -15,15 +14,6 @@ def locate_sites(work: BlockWork) -> int:
         spec = work.recipe.sites[place.site_index]
         work.sites[spec.id] = locate(work.graph, work.block, spec, place.local, place.path)
     return len(work.sites)
-
-
-def first_placeholder(graph: fx.Graph, name: str) -> fx.Node:
-    """Put a placeholder in front of all others, under a name that none of them has."""
-    taken = {n.target for n in graph.nodes if n.op == "placeholder"}
-    while name in taken:
-        name += "_"
-    with graph.inserting_before(next(iter(graph.nodes))):
-        return graph.placeholder(name)
 
 
 LOCATE_SITES = Pass("locate_sites", exact=True, run=locate_sites)

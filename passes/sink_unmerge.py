@@ -1,7 +1,14 @@
 """Sink unmerge: ``g(unmerge(y))`` becomes ``unmerge(g(y))`` where g works on each token alone.
 
-Unmerge copies rows, so gates, activations, casts and linear layers may run before it, on fewer tokens. What
-is left in front of the residual addition is one gather.
+What may move depends on what unmerging does to a slot (`Unmerging`):
+
+| every token gets | moves |
+|---|---|
+| a copy of its slot | gates, activations, casts, additions, linear layers: all work on single tokens |
+| an average of slots | what is affine: gates, additions, plain linear layers |
+| a linear combination of slots | what is linear: gates, plain linear layers without a bias |
+
+What is left in front of the residual addition is one gather, or one product.
 """
 
 from __future__ import annotations
@@ -12,6 +19,8 @@ import torch
 from torch import fx
 from torch.nn import functional as F
 
+from sdtm_fx.base_plan import Unmerging
+from sdtm_fx.passes.linear_layer import obstacle
 from sdtm_fx.rewriting.work import BlockWork, Pass
 from sdtm_fx.runtime import ops
 
@@ -25,6 +34,9 @@ _ELEMENTWISE = {
     F.gelu, F.silu, F.relu, F.tanh,
 }  # fmt: skip
 _ELEMENTWISE_METHODS = {"mul", "add", "sub", "to", "type_as", "clip", "clamp", "contiguous"}
+_SCALES = {operator.mul, torch.mul, "mul"}
+_ADDS = {operator.add, operator.sub, torch.add, torch.sub, "add", "sub"}
+_CASTS = {"to", "type_as"}
 
 
 def sink_unmerge(work: BlockWork) -> int:
@@ -68,6 +80,8 @@ def _sink_once(work: BlockWork, unmerge: fx.Node) -> fx.Node | None:
 
 def _works_per_token(work: BlockWork, user: fx.Node, unmerge: fx.Node) -> bool:
     """Whether a node computes each token of `unmerge` from that token and from values without a token axis."""
+    if work.unmerging is not Unmerging.COPY:
+        return _is_affine(work, user, unmerge)
     if user.op == "call_module":
         module = work.block.get_submodule(str(user.target))
         return isinstance(module, _ELEMENTWISE_MODULES) or _is_linear(module)
@@ -75,6 +89,31 @@ def _works_per_token(work: BlockWork, user: fx.Node, unmerge: fx.Node) -> bool:
         user.op == "call_method" and user.target in _ELEMENTWISE_METHODS
     )
     return known and all(n is unmerge or _is_same_for_all_tokens(n) for n in user.all_input_nodes)
+
+
+def _is_affine(work: BlockWork, user: fx.Node, unmerge: fx.Node) -> bool:
+    """Whether a node is affine in the tokens of `unmerge`, the same for all of them; without a constant, where
+    unmerging does not keep one."""
+    keeps_constants = work.unmerging is Unmerging.AVERAGE
+    if user.op == "call_module":
+        module = work.block.get_submodule(str(user.target))
+        if type(module) is torch.nn.Identity:
+            return True
+        return obstacle(module) is None and (keeps_constants or module.bias is None)
+    if user.op not in ("call_function", "call_method"):
+        return False
+    operands = [n for n in (*user.args, *user.kwargs.values()) if n is not None]
+    constant = all(n is unmerge or _is_same_for_all_tokens(n) for n in user.all_input_nodes)
+    if user.target in _SCALES:
+        return constant and operands.count(unmerge) == 1  # its square is none
+    if user.target is operator.truediv:
+        return constant and user.args[0] is unmerge and user.args[1] is not unmerge
+    if user.target in _ADDS:
+        only_tokens = all(n is unmerge for n in user.args)
+        return constant and (keeps_constants or only_tokens)
+    if user.target in _CASTS:
+        return user.meta["val"].dtype.is_floating_point and user.args[0] is unmerge
+    return user.target in (operator.neg, "contiguous")
 
 
 def _is_linear(module: torch.nn.Module) -> bool:

@@ -2,7 +2,7 @@
 
 FLUX single blocks join attention and MLP in one projection. With attention dense and the MLP merged, the
 weight is cut between the two, so the MLP's part of the product runs on merged tokens only. Exact up to the
-order of the sum.
+order of the sum, whatever unmerging mixes: the bias stays with a dense part.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import operator
 import torch
 from torch import fx
 
-from sdtm_fx.capture.hooked import is_hooked
+from sdtm_fx.passes.linear_layer import obstacle
 from sdtm_fx.passes.sink_unmerge import is_channel_cat
 from sdtm_fx.rewriting.work import BlockWork, Pass
 from sdtm_fx.runtime import ops
@@ -36,24 +36,12 @@ def _split(work: BlockWork, cat: fx.Node) -> bool:
         return False
     path = str(projection.target)
     linear = work.block.get_submodule(path)
-    obstacle = _obstacle(linear)
-    if obstacle is not None:
-        work.notes.append(f"{path} is not split: {obstacle}; only a plain Linear can be cut")
+    why_not = obstacle(linear)
+    if why_not is not None:
+        work.notes.append(f"{path} is not split: {why_not}; only a plain Linear can be cut")
         return False
     _rewrite(work, parts, unmerged[0], projection, path)
     return True
-
-
-def _obstacle(layer: torch.nn.Module) -> str | None:
-    """Why a layer is more than a product with its weight (LoRA, hooks, quantisation), None if it is not."""
-    kind = type(layer)
-    if kind is not torch.nn.Linear:
-        return f"it is a {kind.__module__}.{kind.__name__}"
-    if is_hooked(layer):
-        return "it has a hook"
-    if type(layer.weight) is not torch.nn.Parameter:
-        return f"its weight is a {type(layer.weight).__name__}"
-    return None
 
 
 def _rewrite(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 from sdtm_fx.errors import ScheduleError
-from sdtm_fx.recipe.ratio import ConstantRatio, CurveRatio, ListRatio, ThresholdRatio
+from sdtm_fx.recipe.ratio import ConstantRatio, FullRatio, ListRatio, Ratio, ThresholdRatio
 
 
 def cosine(start: float, end: float, progress: float) -> float:
@@ -38,9 +38,7 @@ def interpolated(values: tuple[float, ...], progress: float) -> float:
 _SHAPES: dict[str, Callable[[float, float, float], float]] = {"cosine": cosine, "linear": linear}
 
 
-def ratio_curve(
-    ratio: CurveRatio | ConstantRatio | ListRatio | ThresholdRatio, steps: int
-) -> tuple[float, ...]:
+def ratio_curve(ratio: Ratio, steps: int) -> tuple[float, ...]:
     """Return the ratio of every step: fractions removed, before any quantisation.
 
     Args:
@@ -52,13 +50,18 @@ def ratio_curve(
         `steps` fractions.
 
     Raises:
-        ScheduleError: `steps` is below 1, or the ratio is a threshold: its counts are measured, not planned.
+        ScheduleError: `steps` is below 1, or the ratio has no numbers: those of a threshold are measured, and the
+            full ratio is what the method can do on a grid.
     """
     if steps < 1:
         raise ScheduleError(f"ratio curve: found {steps} steps; accepted: at least 1")
     if isinstance(ratio, ThresholdRatio):
         raise ScheduleError(
             f"ratio curve: a threshold ({ratio.threshold}) has no curve; its counts are measured"
+        )
+    if isinstance(ratio, FullRatio):
+        raise ScheduleError(
+            "ratio curve: the full ratio has no curve; its counts are what the method can remove"
         )
     if isinstance(ratio, ConstantRatio):
         return (ratio.start,) * steps

@@ -16,12 +16,15 @@ class Phase:
         remove: Number of tokens removed at every site of the stage; all of them when the stage skips.
         refresh: Dense, and stores the features that later steps reuse.
         fresh_plan: The plan is made in this step; False takes the plan kept from an earlier one.
+        fresh_destinations: The destinations of a fresh plan are chosen in this step; False keeps those of an
+            earlier one and only weighs the tokens anew.
     """
 
     stage: int | None
     remove: int
     refresh: bool
     fresh_plan: bool = True
+    fresh_destinations: bool = True
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Merge plans: which tokens share a slot, and how features go into slots and come back."""
+"""Assignment plans: which tokens share a slot, and how features go into slots and come back."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sdtm_fx.base_plan import Plan
 from sdtm_fx.errors import PlanError
+from sdtm_fx.reductions import Reduce, lengthen
+from sdtm_fx.rows import flat_rows, take_rows
 
 
 @dataclass(frozen=True)
-class MergePlan:
-    """Assigns N tokens to M slots; merging takes the mean of a slot, unmerging copies it back.
+class MergePlan(Plan):
+    """Assigns N tokens to M slots; merging makes one token of a slot, unmerging copies it back.
 
     P is the batch of the plan: that of the features, or 1 when the whole batch shares it. Sizes are
     static, so a plan can live inside a compiled graph.
@@ -26,6 +29,7 @@ class MergePlan:
         starts: [P, M] int64, where each slot begins in `order`.
         kept: M, the number of slots.
         uniform: (a, g) when the first `a` slots hold one token and all others hold `g`; else None.
+        reduce: What becomes of the tokens of a slot.
     """
 
     assign: Tensor
@@ -34,6 +38,7 @@ class MergePlan:
     starts: Tensor
     kept: int
     uniform: tuple[int, int] | None = None
+    reduce: Reduce = "mean"
 
     @property
     def tokens(self) -> int:
@@ -41,9 +46,14 @@ class MergePlan:
         return self.assign.shape[1]
 
     @property
-    def removed(self) -> int:
-        """N - M, the number of tokens that merging takes away."""
-        return self.tokens - self.kept
+    def slots(self) -> Tensor:
+        """[P, N] int64, the slot of every token: `assign`."""
+        return self.assign
+
+    @property
+    def macs_per_channel(self) -> int:
+        """None: slots are gathered and averaged, and copied back."""
+        return 0
 
     @property
     def sizes(self) -> Tensor:
@@ -58,33 +68,28 @@ class MergePlan:
             return self.assign >= self.uniform[0]
         return (self.sizes > 1).gather(1, self.assign)
 
-    def merge(self, x: Tensor) -> Tensor:
-        """Return the mean of each slot.
+    def merge(self, x: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Return one token per slot, made as `reduce` says: the mean by default.
 
         Args:
             x: [B, N, D] float.
+            weights: [B, N] float, how much each token counts in the mean: how many it stands for itself, where
+                merges are stacked. Every slot has some weight.
 
         Returns:
             [B, M, D] in the dtype of `x`, accumulated in float32.
 
         Raises:
-            PlanError: `x` has another batch or length than the plan.
+            PlanError: `x` has another batch or length than the plan, or there are weights where no mean is taken.
         """
         self._check(x, self.tokens, "merge")
-        if self.uniform is not None and torch.compiler.is_compiling():
-            return self._merge_windows(x, *self.uniform)
-        batch, tokens, width = x.shape
-        if x.dtype == torch.float16 and x.device.type == "cpu":
-            # This kernel sums in half precision before it divides, which overflows.
-            return self.merge(x.float()).to(x.dtype)
-        # One kernel gathers the rows of a slot and averages them, in a fixed order and without atomics.
-        means = functional.embedding_bag(
-            flat_rows(self.order, batch, tokens),
-            x.reshape(batch * tokens, width),
-            flat_rows(self.starts, batch, tokens),
-            mode="mean",
-        )
-        return means.view(batch, self.kept, width)
+        if weights is not None:
+            return self._weighted(x, weights)
+        if self.reduce == "prune":
+            return take_rows(x, self.positions)
+        if self.reduce == "mlerp":
+            return self._mlerp(x)
+        return self._mean(x)
 
     def unmerge(self, y: Tensor) -> Tensor:
         """Return each token's copy of its slot.
@@ -116,47 +121,66 @@ class MergePlan:
             starts=torch.cat([lead, self.starts + length], dim=1),
             kept=self.kept + length,
             uniform=None if self.uniform is None else (alone + length, group),
+            reduce=self.reduce,
         )
 
-    def repeat(self, times: int) -> MergePlan:
-        """Return the plan of a batch that stacks `times` copies of this plan's batch (CFG halves)."""
-        return self.with_tensors(t.repeat(times, 1) for t in self.tensors())
+    def reduced_by(self, reduce: Reduce | None) -> MergePlan:
+        """Return the plan with another reduction; None leaves it as it is."""
+        return self if reduce in (None, self.reduce) else replace(self, reduce=reduce)
 
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return `assign`, `positions`, `order` and `starts`."""
-        return self.assign, self.positions, self.order, self.starts
+    def names(self) -> tuple[str, ...]:
+        """Return what the tensors are called, in the order of `tensors()`."""
+        return "assign", "positions", "order", "starts"
 
     def with_tensors(self, tensors: Iterable[Tensor]) -> MergePlan:
         """Return the plan with other tensors, in the order of `tensors()`."""
         assign, positions, order, starts = tensors
         return replace(self, assign=assign, positions=positions, order=order, starts=starts)
 
-    def copy_(self, other: MergePlan) -> None:
-        """Take over another plan of the same sizes, in place."""
-        for mine, its in zip(self.tensors(), other.tensors(), strict=True):
-            mine.copy_(its)
+    def _mean(self, x: Tensor) -> Tensor:
+        if self.uniform is not None and torch.compiler.is_compiling():
+            return self._merge_windows(x, *self.uniform)
+        if x.dtype == torch.float16 and x.device.type == "cpu":
+            # This kernel sums in half precision before it divides, which overflows.
+            return self._bags(x.float(), "mean").to(x.dtype)
+        return self._bags(x, "mean")
 
-    def next_ages(self, ages: Tensor) -> Tensor:
-        """Return the ages after this plan: one more where a token shares its slot, zero where it does not.
+    def _mlerp(self, x: Tensor) -> Tensor:
+        values = x.float()
+        norms = torch.linalg.vector_norm(values, dim=-1, keepdim=True)
+        longer = lengthen(self._mean(values), self._bags(norms, "max")[..., 0])
+        # A slot of one token holds that token, to the last bit.
+        return torch.where((self.sizes > 1)[..., None], longer.to(x.dtype), take_rows(x, self.positions))
 
-        Args:
-            ages: [B, N] int, steps since each token was last alone in its slot.
+    def _weighted(self, x: Tensor, weights: Tensor) -> Tensor:
+        if self.reduce != "mean" or weights.shape != x.shape[:2]:
+            raise PlanError(
+                f"merge: found weights of shape {tuple(weights.shape)} for {self.reduce!r}; accepted "
+                f"{list(x.shape[:2])}, one per token, where the mean is taken"
+            )
+        column = weights.float()[..., None]
+        # The mean of both, and not the sum: the size of a slot cancels out.
+        return (self._mean(x.float() * column) / self._mean(column)).to(x.dtype)
+
+    def _bags(self, x: Tensor, mode: str) -> Tensor:
+        """[B, N, D] to [B, M, D], in one kernel.
+
+        It gathers the rows of a slot and reduces them, in a fixed order and without atomics.
         """
-        return torch.where(self.merged_mask, ages + 1, torch.zeros_like(ages))
+        batch, tokens, width = x.shape
+        reduced = functional.embedding_bag(
+            flat_rows(self.order, batch, tokens),
+            x.reshape(batch * tokens, width),
+            flat_rows(self.starts, batch, tokens),
+            mode=mode,
+        )
+        return reduced.view(batch, self.kept, width)
 
     def _merge_windows(self, x: Tensor, alone: int, group: int) -> Tensor:
         """Merge equal groups by a gather and a mean, which a compiler fuses with what surrounds them."""
         rows = take_rows(x, self.order)
         windows = rows[:, alone:].unflatten(1, (self.kept - alone, group))
         return torch.cat([rows[:, :alone], windows.mean(dim=2)], dim=1)
-
-    def _check(self, x: Tensor, length: int, verb: str) -> None:
-        batch = self.assign.shape[0]
-        if x.ndim != 3 or x.shape[1] != length or batch not in (1, x.shape[0]):
-            raise PlanError(
-                f"{verb}: found a tensor of shape {tuple(x.shape)}; this plan accepts "
-                f"[{'any batch' if batch == 1 else batch}, {length}, any width]"
-            )
 
 
 def identity_plan(batch: int, tokens: int, device: torch.device) -> MergePlan:
@@ -217,24 +241,3 @@ def plan_from_parents(parent: Tensor, kept: int) -> MergePlan:
 def _inverse(order: Tensor, value: Tensor) -> Tensor:
     """Return out with out[p, order[p, i]] = value[i]; the indices are unique, so the scatter is exact."""
     return torch.empty_like(order).scatter_(1, order, value.expand_as(order))
-
-
-def flat_rows(rows: Tensor, batch: int, length: int) -> Tensor:
-    """Turn row numbers per sample, [P, L], into row numbers of the flattened batch, [B * L]."""
-    if batch == 1:
-        return rows.reshape(-1)
-    first = torch.arange(batch, device=rows.device)[:, None] * length
-    return (rows + first).reshape(-1)
-
-
-def take_rows(x: Tensor, rows: Tensor) -> Tensor:
-    """Gather rows of [B, N, D] by [P, L] indices: [B, L, D]."""
-    if rows.shape[0] == 1:
-        return x.index_select(1, rows[0])
-    batch, length, width = x.shape
-    if torch.compiler.is_compiling():
-        # A compiler fuses this with its neighbours; the flat view below would stand in the way.
-        return x[torch.arange(batch, device=x.device)[:, None], rows]
-    # A flat index_select copies whole rows; torch.gather would go element by element.
-    flat = x.reshape(batch * length, width).index_select(0, flat_rows(rows, batch, length))
-    return flat.view(batch, rows.shape[1], width)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from sdtm_fx.errors import ScheduleError
 from sdtm_fx.phase import Phase, Schedule
 from sdtm_fx.recipe.schema import Recipe
+from sdtm_fx.recipe.sections import PlanSharing
 from sdtm_fx.step_counts import Cost, StepCounts, count_steps, relative_cost
 
 __all__ = ["Cost", "Phase", "Schedule", "build_schedule"]
@@ -61,9 +62,18 @@ def _number_phases(counts: StepCounts) -> Schedule:
     steps = range(counts.steps)
     fixed = [phase(step, counts.remove.get(step, 0)) for step in steps]
     chosen = [[phase(step, count) for count in counts.options.get(step, ())] for step in steps]
-    fixed = _keep_plans(fixed, counts.recipe.plan.every_steps, counts.tokens)
+    fixed = _keep_plans(fixed, counts.recipe.plan, counts.tokens)
     distinct = {*fixed, *(option for options in chosen for option in options)}
-    phases = sorted(distinct, key=lambda p: (p.stage is not None, p.stage or 0, -p.remove, not p.fresh_plan))
+    phases = sorted(
+        distinct,
+        key=lambda p: (
+            p.stage is not None,
+            p.stage or 0,
+            -p.remove,
+            not p.fresh_plan,
+            not p.fresh_destinations,
+        ),
+    )
     number = {phase: index for index, phase in enumerate(phases)}
     return Schedule(
         steps=counts.steps,
@@ -77,16 +87,20 @@ def _number_phases(counts: StepCounts) -> Schedule:
     )
 
 
-def _keep_plans(phases: list[Phase], every: int, tokens: int) -> list[Phase]:
-    """In each run of steps with one stage and count, keep the plan on all but every `every`-th step.
+def _keep_plans(phases: list[Phase], plan: PlanSharing, tokens: int) -> list[Phase]:
+    """In each run of steps with one stage and count, keep the plan on all but every `every_steps`-th step.
 
-    Dense and skipping steps have no plan; theirs stays marked fresh, so that they are one phase.
+    Destinations are kept on all but every `destinations_every`-th, a step that makes a plan. Dense and skipping
+    steps have no plan; theirs stays marked fresh, so that they are one phase.
     """
     kept, run = [], 0
     for step, phase in enumerate(phases):
         run = run + 1 if step and phase == phases[step - 1] else 0
         planless = phase.stage is None or phase.remove == tokens
-        kept.append(replace(phase, fresh_plan=planless or run % every == 0))
+        fresh = planless or run % plan.every_steps == 0
+        # Where the plan is kept whole, that says all: one phase.
+        chosen = planless or not fresh or run % (plan.destinations_every or plan.every_steps) == 0
+        kept.append(replace(phase, fresh_plan=fresh, fresh_destinations=chosen))
     return kept
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sdtm_fx.plan import flat_rows
+from sdtm_fx.rows import flat_rows
 from sdtm_fx.windows import Windows
 
 EPSILON = 1e-12

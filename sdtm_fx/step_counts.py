@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from sdtm_fx.curve import ratio_curve
 from sdtm_fx.errors import ScheduleError
 from sdtm_fx.levels import Demand, lattice, multiples, quantise, within_reach
-from sdtm_fx.recipe.ratio import Ratio, ThresholdRatio
-from sdtm_fx.recipe.schema import Recipe, Stage
+from sdtm_fx.recipe.ratio import FullRatio, Ratio, ThresholdRatio
+from sdtm_fx.recipe.schema import Recipe
+from sdtm_fx.recipe.sections import Stage
 
 Cost = Callable[["int | None", int], float]
 """Cost of a step: stage index (None: dense) and tokens removed, to multiply-accumulates."""
@@ -100,6 +101,9 @@ class StepCounts:
                 options = self._threshold_levels(ratio, index)
                 self.options.update((step, options) for step in merged if self.stage_of_step[step] == index)
             return
+        if isinstance(ratio, FullRatio):
+            self._follow_fully(merged)
+            return
         curve = dict(zip(span, ratio_curve(ratio, len(span)), strict=True))
         merged = [step for step in merged if curve[step] > 0]
         demands = [self._demand(step, curve[step]) for step in merged]
@@ -113,6 +117,16 @@ class StepCounts:
         actual = sum(demand.cost(count) for demand, count in zip(demands, fit.counts, strict=True))
         self.cost_wanted += actual / (1 + fit.error)
         self.cost_excess += actual - actual / (1 + fit.error)
+
+    def _follow_fully(self, merged: list[int]) -> None:
+        """Give steps all that their methods can remove; the multiples of kept counts are what comes out."""
+        for step in merged:
+            stage = self.stage_of_step[step]
+            count = self.recipe.stages[stage].method.capacity(self.grid)
+            self.remove[step], self.ratios[step] = count, count / self.tokens
+            self.cost_wanted += self.cost(stage if count else None, count)
+            fits = (m for m in multiples(self.recipe.plan.round_to) if (self.tokens - count) % m == 0)
+            self.round_to = min(self.round_to, next(fits))
 
     def _demand(self, step: int, ratio: float) -> Demand:
         index = self.stage_of_step[step]

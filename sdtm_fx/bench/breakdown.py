@@ -11,14 +11,17 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from sdtm_fx.rewriting.rewriting import Rewriting
-from sdtm_fx.runtime import ops
+from sdtm_fx.runtime import ops, rotary_ops, span_ops
 
 _PARTS: dict[Callable[..., Any], str] = {
     ops.plan_tokens: "plan",
     ops.after_prefix: "plan",
     ops.merge_tokens: "merge",
-    ops.gather_rotary: "merge",
+    rotary_ops.gather_rotary: "merge",
+    span_ops.enter_span: "merge",
+    span_ops.span_rotary: "merge",
     ops.unmerge_tokens: "unmerge",
+    span_ops.leave_span: "unmerge",
     ops.blend_forecast: "unmerge",
     ops.forecast_feature: "features",
     ops.store_feature: "features",

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
+from sdtm_fx.base_plan import Plan
 from sdtm_fx.bench.configs import BenchModel
 from sdtm_fx.bench.measure import StageTiming
 from sdtm_fx.bench.pairing import BenchSetup
 from sdtm_fx.bench.timing import median_seconds
 from sdtm_fx.methods.base import Method, TokenView
-from sdtm_fx.plan import MergePlan
 from sdtm_fx.recipe.schema import Recipe
 
 _CALLS_ON_DEVICE = 20
@@ -124,19 +124,22 @@ def _time_stage(
     x = torch.randn(batch, tokens, model.width, generator=generator).to(device, setup.dtype)
     ages = torch.zeros(1 if whole_batch else batch // halves, tokens, dtype=torch.int32, device=device)
     salt = torch.zeros((), dtype=torch.int64, device=device)
+    important = None
+    if "importance" in method.needs:
+        important = torch.rand(1 if whole_batch else batch // halves, tokens, generator=generator).to(device)
 
-    def plan(x: torch.Tensor) -> MergePlan:
+    def plan(x: torch.Tensor) -> Plan:
         metric = _metric(x, whole_batch, halves)
         needed = ages if "ages" in method.needs else None
-        made = method.plan(TokenView(metric, grid, needed, None, salt), remove)
+        made = method.plan(TokenView(metric, grid, needed, None, salt, important), remove)
         if needed is not None:
             needed.copy_(made.next_ages(needed))
         return made if whole_batch or halves == 1 else made.repeat(halves)
 
-    def merge(plan: MergePlan, x: torch.Tensor) -> torch.Tensor:
+    def merge(plan: Plan, x: torch.Tensor) -> torch.Tensor:
         return plan.merge(x)
 
-    def unmerge(plan: MergePlan, y: torch.Tensor) -> torch.Tensor:
+    def unmerge(plan: Plan, y: torch.Tensor) -> torch.Tensor:
         return plan.unmerge(y)
 
     functions: list[Callable[..., Any]] = [plan, merge, unmerge]

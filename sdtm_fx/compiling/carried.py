@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 
+from sdtm_fx.base_plan import Plan
 from sdtm_fx.runtime.call import Call
 from sdtm_fx.runtime.state import BranchState, Feature
 
@@ -30,13 +31,15 @@ def state_tensors(call: Call, features: Sequence[FeatureKey]) -> dict[str, torch
         if feature.older is not None and variant.refresh is None:
             tensors[f"feature.{index}.{name}.older"] = feature.older
     # By what the phase reads, not by what is there: a second generation finds the tensors of the first.
-    if variant.stage is not None and call.method is not None:
-        if "ages" in call.method.needs:
+    if variant.stage is not None:
+        if call.reads("ages"):
             tensors |= {f"ages.{key}": ages for key, ages in sorted(state.ages.items())}
         if call.keep_plans:
             for group, plan in sorted(state.plans.items()):
-                tensors |= dict(zip(_plan_keys(group), plan.tensors(), strict=True))
+                tensors |= dict(zip(_plan_keys(group, plan), plan.tensors(), strict=True))
         slope = state.slope if call.forecast_order == 1 and features else None
+        if call.reads("importance") and state.importance is not None:
+            tensors["importance"] = state.importance
         scalars = {"slope": slope, "salt": state.salt}
         tensors |= {name: value for name, value in scalars.items() if value is not None}
     return tensors if state.prompt_bias is None else {**tensors, "prompt_bias": state.prompt_bias}
@@ -61,16 +64,17 @@ def call_with(call: Call, tensors: Mapping[str, torch.Tensor], features: Sequenc
         static=True,
         ages={key: tensors[f"ages.{key}"] for key in call.state.ages if f"ages.{key}" in tensors},
         plans={
-            group: plan.with_tensors(tensors[key] for key in _plan_keys(group))
+            group: plan.with_tensors(tensors[key] for key in _plan_keys(group, plan))
             for group, plan in call.state.plans.items()
-            if tensors.keys() >= set(_plan_keys(group))
+            if tensors.keys() >= set(_plan_keys(group, plan))
         },
         features=pairs,
         slope=tensors.get("slope"),
+        importance=tensors.get("importance"),
     )
     return replace(call, state=state, salt=tensors.get("salt"), prompt_bias=tensors.get("prompt_bias"))
 
 
-def _plan_keys(group: int) -> tuple[str, ...]:
-    """What the tensors of a group's plan are carried as, in the order of `MergePlan.tensors`."""
-    return tuple(f"plan.{group}.{name}" for name in ("assign", "positions", "order", "starts"))
+def _plan_keys(group: int, plan: Plan) -> tuple[str, ...]:
+    """What the tensors of a group's plan are carried as, in the order of `Plan.tensors`."""
+    return tuple(f"plan.{group}.{name}" for name in plan.names())

@@ -96,6 +96,7 @@ def export(
         sizes=packaged,
         processor=processor(device),
         files={name: (folder / name).stat().st_size for name in written},
+        scales=dict(runtime.layers.scales),
     ).save(folder)
     return folder
 
@@ -117,7 +118,7 @@ def _export_size(
         grid=size.grid,
         batch=size.batch,
         text=size.text,
-        halves=size.halves("cfg" in rewriting.recipe.plan.share),
+        halves=size.halves(rewriting.recipe.reads_halves),
         schedule=rewriting.runtime.schedule(size.steps, size.grid, size.text, size.batch),
         phases=exporter.phases,
         shapes=exporter.shapes,
@@ -204,7 +205,7 @@ class _Phase(torch.nn.Module):
     def forward(self, arguments: dict[str, torch.Tensor], state: dict[str, torch.Tensor]) -> Any:
         """Run the phase; the tensors of the state are written in place."""
         self.runtime.call = call_with(self.call, state, self.features)
-        self.runtime.planned = {}
+        self.runtime.planned, self.runtime.spans = {}, {}
         return self.own(**arguments, **self.constants)
 
 

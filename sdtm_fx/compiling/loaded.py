@@ -19,6 +19,7 @@ from sdtm_fx.compiling.carried import state_tensors
 from sdtm_fx.compiling.manifest import WEIGHTS, Described, Manifest, PackagedSize, described
 from sdtm_fx.compiling.phases import PhaseKey
 from sdtm_fx.errors import PackageError
+from sdtm_fx.layer_rates import LayerRates
 from sdtm_fx.phase import Schedule
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.runtime.call import Call
@@ -89,7 +90,8 @@ class PackagedModel(torch.nn.Module):
         recipe = Recipe.from_yaml_text(manifest.recipe, "recipe of the package")
         signature = Signature(manifest.names, manifest.defaults, open_ended=False)
         schedules = _PackagedSchedules(manifest.sizes)
-        self._runtime = Runtime(recipe, Clock(), signature, schedules, groups=manifest.groups, static=True)
+        layers = LayerRates(manifest.scales, round_to=recipe.plan.round_to)
+        self._runtime = Runtime(recipe, Clock(), signature, schedules, manifest.groups, layers, static=True)
         self._folder = folder
         self._weights = torch.load(folder / WEIGHTS, map_location=manifest.device, weights_only=True)
         self._loaded: dict[str, Any] = {}
@@ -132,11 +134,12 @@ class PackagedModel(torch.nn.Module):
         size = self._size(arguments)
         runtime.manual_halves = size.halves
         runtime.begin(args, kwargs)
+        output = None
         try:
             assert runtime.call is not None
             output = self._run(size, runtime.call, arguments)
         finally:
-            runtime.end()
+            runtime.end(output)
         return types.SimpleNamespace(sample=output[0]) if arguments.get("return_dict") else output
 
     def _run(self, size: PackagedSize, call: Call, arguments: dict[str, Any]) -> Any:

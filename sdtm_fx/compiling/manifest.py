@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,7 @@ class Manifest:
         sizes: What was exported.
         processor: What the code was compiled for: the GPU's architecture, or the vector instructions of the CPU.
         files: Bytes of every file beside the manifest, by name.
+        scales: Part of a phase's count that blocks remove, by number, where the recipe says so.
     """
 
     model: str
@@ -96,6 +97,7 @@ class Manifest:
     sizes: tuple[PackagedSize, ...]
     processor: str
     files: dict[str, int]
+    scales: dict[int, float] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
         """Write the manifest into the folder."""
@@ -143,6 +145,7 @@ class Manifest:
             )
         _check_files(folder, data["files"])
         data["sizes"] = tuple(_size(size) for size in data["sizes"])
+        data["scales"] = {int(block): scale for block, scale in data.get("scales", {}).items()}
         return Manifest(**{**data, "names": tuple(data["names"]), "groups": tuple(data["groups"])})
 
 

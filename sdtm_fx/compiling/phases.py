@@ -22,6 +22,7 @@ class PhaseKey:
         variant: The graphs of the blocks; None where they run their own forward.
         remove: Tokens removed at every site.
         fresh_plan: Whether plans are made, or taken from an earlier step.
+        fresh_destinations: Whether the destinations of plans that are made are chosen, or those of an earlier step.
         grid: (height, width) in tokens.
         halves: CFG halves in the batch that share one plan.
         advance_ages: Whether ages count this call: the first of its step.
@@ -35,6 +36,7 @@ class PhaseKey:
     halves: int
     advance_ages: bool
     gated: frozenset[tuple[str, Variant]] = frozenset()
+    fresh_destinations: bool = True
 
     @staticmethod
     def of(call: Call) -> PhaseKey:
@@ -49,6 +51,7 @@ class PhaseKey:
             halves=call.halves if plans else 1,
             advance_ages=call.advance_ages if merges else True,
             gated=frozenset(call.gated.items()),
+            fresh_destinations=call.phase.fresh_destinations,
         )
 
     def label(self, recipe: Recipe) -> str:
@@ -57,7 +60,9 @@ class PhaseKey:
         name, more = "dense", ""
         if self.variant is not None and self.variant.stage is not None:
             name = recipe.stages[self.variant.stage].name
-            more = ("" if self.fresh_plan else "_plan_kept") + ("" if self.advance_ages else "_again")
+            more = "" if self.fresh_plan else "_plan_kept"
+            more += "" if self.fresh_destinations else "_destinations_kept"
+            more += "" if self.advance_ages else "_again"
             more += "" if self.halves == 1 else f"_{self.halves}_halves"
         elif self.variant is not None:
             name = "dense"
@@ -108,5 +113,5 @@ def one_phase(own: Callable[..., Any], runtime: Any, args: tuple[Any, ...], kwar
         kwargs: More of them.
     """
     output = own(*args, **kwargs)
-    runtime.planned = {}
+    runtime.close()
     return output

@@ -44,20 +44,34 @@ class RegionalExecutor:
         """Run one block; see `sdtm_fx.runtime.binding.Executor`."""
         function = None if call.variant is None else program.functions.get(call.variant)
         if function is None:
-            key = replace(PhaseKey.of(call), variant=None, remove=0, fresh_plan=True, halves=1)
+            key = replace(
+                PhaseKey.of(call), variant=None, remove=0, fresh_plan=True, fresh_destinations=True, halves=1
+            )
             return self._compiled(program.dense, (key, _layouts(leaves)), "dense")(block, *leaves)
         assert call.variant is not None
         self.layout.lay_out(call, binding.index, block, program, leaves)
         runtime, group = binding.runtime, binding.index // call.every_layers
         planned = {0: runtime.planned[group]} if group in runtime.planned else {}
         local = _local_state(call, binding.index, group, program.features.get(call.variant, frozenset()))
-        context = BlockContext(
-            replace(call, state=local, every_layers=1), 0, planned, self._draw(group, leaves)
+        spans = dict(runtime.spans)
+        seen = BlockContext(call, binding.index, planned)
+        # Blocks that remove differently, or make something else of a slot, are graphs of their own.
+        own = replace(
+            call,
+            state=local,
+            every_layers=1,
+            phase=replace(call.phase, remove=seen.remove),
+            removes={},
+            reduce=seen.reduce,
+            reduces={},
         )
-        key = PhaseKey.of(call)
+        context = BlockContext(own, 0, planned, self._draw(group, leaves), spans)
+        key = PhaseKey.of(own)
         label = key.label(binding.cache.recipe)
-        compiled = self._compiled(function, (key, bool(planned), _layouts(leaves)), label)
+        situation = (key, own.reduce, bool(planned), tuple(spans), _layouts(leaves))
+        compiled = self._compiled(function, situation, label)
         output = compiled(block, context, *leaves)
+        runtime.spans = spans
         if 0 in planned:
             runtime.planned[group] = planned[0]
         if 0 in local.above:
@@ -89,8 +103,9 @@ def _local_state(call: Call, index: int, group: int, names: frozenset[str]) -> B
     state, ages = call.state, 0 if call.one_age_counter else group
     return BranchState(
         static=state.static,
-        ages={0: state.ages[ages]} if ages in state.ages else {},
+        ages={0: state.ages[ages]} if call.reads("ages") and ages in state.ages else {},
         plans={0: state.plans[group]} if group in state.plans else {},
         features={(0, name): state.features[index, name] for name in sorted(names)},
         slope=state.slope,
+        importance=state.importance if call.reads("importance") else None,
     )

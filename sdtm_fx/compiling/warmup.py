@@ -26,7 +26,7 @@ class Size:
         text: Text tokens.
         steps: Denoising steps.
         cfg_halves: How many guidance halves are stacked in the batch; None: two where the recipe shares plans
-            over them and the batch is even.
+            over them, or compares them, and the batch is even.
     """
 
     grid: tuple[int, int]
@@ -45,7 +45,7 @@ def distinct_phases(rewriting: Rewriting, schedule: Schedule) -> Iterator[tuple[
 
     A count that is measured (SDTM*) may choose among several phases in one step; all are yielded.
     """
-    seen: set[tuple[Variant | None, int, bool]] = set()
+    seen: set[tuple[Variant | None, int, bool, bool]] = set()
     for step in range(schedule.steps):
         chosen = [schedule.phases[i] for i in schedule.choices[step]]
         for phase in [schedule.phase(step), *chosen]:
@@ -57,9 +57,10 @@ def distinct_phases(rewriting: Rewriting, schedule: Schedule) -> Iterator[tuple[
 
 def step_identity(
     rewriting: Rewriting, schedule: Schedule, step: int, phase: Phase
-) -> tuple[Variant | None, int, bool]:
+) -> tuple[Variant | None, int, bool, bool]:
     """What makes a step that runs a phase a graph of its own."""
-    return rewriting.runtime.variant(schedule, step, phase), phase.remove, phase.fresh_plan
+    variant = rewriting.runtime.variant(schedule, step, phase)
+    return variant, phase.remove, phase.fresh_plan, phase.fresh_destinations
 
 
 def warm_up(model: torch.nn.Module, rewriting: Rewriting, size: Size) -> tuple[PhaseKey, ...]:
@@ -82,7 +83,7 @@ def warm_up(model: torch.nn.Module, rewriting: Rewriting, size: Size) -> tuple[P
     schedule = runtime.schedule(size.steps, size.grid, size.text, size.batch)
     phases = list(distinct_phases(rewriting, schedule))
     ran: list[PhaseKey] = []
-    halves = size.halves("cfg" in recipe.plan.share)
+    halves = size.halves(recipe.reads_halves)
     handle = model.register_forward_pre_hook(lambda *_: _note(rewriting, ran))
     try:
         with (

@@ -49,11 +49,31 @@ class Macs:
         return Macs(self.linear * factor, self.total * factor)
 
 
+@dataclass(frozen=True)
+class Attended:
+    """One call of attention.
+
+    Attributes:
+        macs: Multiply-accumulates, QKᵀ and AV.
+        queries: Length of the queries.
+        keys: Length of the keys.
+        inside: Names of the watched modules that it ran in.
+    """
+
+    macs: float
+    queries: int
+    keys: int
+    inside: tuple[str, ...]
+
+
 _CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 _PRODUCTS = (
     torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.Tensor.__rmatmul__,
     torch.bmm, torch.Tensor.bmm, torch.mm, torch.Tensor.mm,
 )  # fmt: skip
+_EIGENVALUES = 5.5
+"""MACs over n^3 of a symmetric pseudo-inverse: eigenvalues and vectors take 4.5 (9 n^3 operations by Golub and Van
+Loan's count), and the product that puts them together takes one."""
 _ADDED_PRODUCTS = (torch.baddbmm, torch.Tensor.baddbmm, torch.addmm, torch.Tensor.addmm)
 
 
@@ -65,6 +85,7 @@ class MacCounter(TorchFunctionMode):
         inside: What was counted during calls of the modules given to `watching`, by their name.
         rows: MACs of linear layers by the length of the sequence that they ran on, 0 for what has none (a
             modulation, [B, C]); for all (None) and by name.
+        attended: The calls of attention, in order.
     """
 
     def __init__(self) -> None:
@@ -72,6 +93,7 @@ class MacCounter(TorchFunctionMode):
         self.macs = Macs()
         self.inside: dict[str, Macs] = {}
         self.rows: dict[str | None, Counter[int]] = defaultdict(Counter)
+        self.attended: list[Attended] = []
         self._open: list[str] = []
 
     def __torch_function__(
@@ -81,8 +103,12 @@ class MacCounter(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         # Under a tracer, what is counted is the values that proxies carry.
         value = value_of(result)
-        macs = _count(func, value_of(args), value_of(dict(kwargs or {})), value)
+        plain, named = value_of(args), value_of(dict(kwargs or {}))
+        macs = _count(func, plain, named, value)
         self._add(macs)
+        if func is F.scaled_dot_product_attention:
+            queries, keys = (_sequence(plain, named, i, n) for i, n in enumerate(("query", "key")))
+            self.attended.append(Attended(macs.total, queries, keys, tuple(self._open)))
         if macs.linear:
             for name in (None, *self._open):
                 self.rows[name][value.shape[-2] if value.ndim > 2 else 0] += int(macs.linear)
@@ -134,9 +160,17 @@ def _count(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
         return Macs(0.0, result.numel() * tensors[0].shape[-1])
     if func in _ADDED_PRODUCTS:
         return Macs(0.0, result.numel() * tensors[1].shape[-1])
+    if func is torch.linalg.pinv:
+        return Macs(0.0, _EIGENVALUES * args[0].numel() * args[0].shape[-1])
     if func is torch.einsum:
         return Macs(0.0, _einsum(args[0], tensors or list(args[1])))
     return Macs()
+
+
+def _sequence(args: tuple[Any, ...], kwargs: dict[str, Any], position: int, name: str) -> int:
+    """The length of queries or keys."""
+    operand = args[position] if position < len(args) else kwargs[name]
+    return int(operand.shape[-2])
 
 
 def _einsum(equation: str, operands: list[torch.Tensor]) -> float:

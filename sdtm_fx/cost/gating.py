@@ -10,22 +10,12 @@ from sdtm_fx.cost.effort import Effort
 from sdtm_fx.cost.gate import NOTHING, Offer, best_offers, marginal, pays, subsets
 from sdtm_fx.cost.gate_schedule import drop_levels
 from sdtm_fx.cost.model import CostModel, MeasuredBlock, sites_of
-from sdtm_fx.cost.planning import plan_effort
+from sdtm_fx.cost.planning import plan_cost, plan_effort
 from sdtm_fx.cost.profile import DeviceProfile
 from sdtm_fx.phase import Schedule
-from sdtm_fx.recipe.schema import Recipe
-from sdtm_fx.rewriting.programs import ProgramCache, dense_variant
+from sdtm_fx.rewriting.programs import dense_variant
 from sdtm_fx.runtime.call import Variant
 from sdtm_fx.runtime.refreshes import Suffices, add_refreshes
-
-
-def add_variants(recipe: Recipe, cache: ProgramCache, block: MeasuredBlock) -> None:
-    """Rewrite a block for every set of sites that the gate may keep."""
-    for stage in range(len(recipe.stages)):
-        whole = sites_of(recipe, stage, block)
-        for kept in subsets(sorted(whole)):
-            for variant in (Variant(stage=stage), dense_variant(recipe, stage)):
-                cache.gated(block.program, block.block, replace(variant, left_out=whole - kept))
 
 
 def decide(
@@ -67,16 +57,18 @@ class _Gate:
         merging = sum(p.stage is not None for p in phases)
         stores = sum(p.refresh for p in phases)
         self.stores_per_step = stores / merging if merging else 0.0
-        self._known: dict[tuple[int, Level], dict[frozenset[str], Offer]] = {}
+        self._known: dict[tuple[int, Level, int], dict[frozenset[str], Offer]] = {}
         self._chosen: dict[tuple[Level, str], Offer] = {}
-        self._plans = {level: self._plan(level) for level in self.levels}
+        self._plans: dict[tuple[Level, int], float] = {}
+        self._per_channel: dict[tuple[int, int], int] = {}
 
     def decide(self) -> GateDecision:
         groups = self._groups()
         for level in self.levels:
             for blocks in groups:
                 offers = [list(self.offers(block, level).values()) for block in blocks]
-                for block, offer in zip(blocks, best_offers(offers, self._plans[level]), strict=True):
+                chosen = best_offers(offers, self.plan(blocks[0], level))
+                for block, offer in zip(blocks, chosen, strict=True):
                     self._chosen[level, block.path] = offer
         if self.recipe.reuse is not None:
             self._reconcile(groups)
@@ -98,7 +90,7 @@ class _Gate:
 
     def offers(self, block: MeasuredBlock, level: Level) -> dict[frozenset[str], Offer]:
         """What a block can do in a phase, by the sites that are merged."""
-        key = (id(block.program), level)
+        key = (id(block.program), level, self._own(block, level))
         if key not in self._known:
             sites = sites_of(self.recipe, level[0], block)
             self._known[key] = {
@@ -109,29 +101,55 @@ class _Gate:
     def _offer(
         self, block: MeasuredBlock, level: Level, kept: frozenset[str], sites: frozenset[str]
     ) -> Offer:
-        (stage, remove), size = level, self.size
+        stage, remove, size = level[0], self._own(block, level), self.size
         tokens, item = size.grid[0] * size.grid[1], size.dtype.itemsize
         cost = self.cost.block_cost(block, stage, sites - kept)
         if cost is None or cost.extra is None:
             return NOTHING
         macs = cost.saving.at(tokens, size.text, remove) * size.batch
+        moving = Effort(attention=float(self._macs_per_channel(stage, remove) * cost.moved * size.batch))
         saved = cost.extra.saved(remove, size.batch, item) + Effort(macs.linear, macs.attention)
-        spent = cost.extra.spent(tokens, size.batch, item)
+        spent = cost.extra.spent(tokens, size.batch, item) + moving
         spent = spent + cost.extra.storing(tokens, size.batch, item) * self.stores_per_step
         return Offer(kept, self.profile.seconds(saved), self.profile.seconds(spent))
 
-    def _plan(self, level: Level) -> float:
-        """Seconds per call that the plan of a group takes, where some steps keep the one of a step before."""
-        (stage, remove), size = level, self.size
+    def _own(self, block: MeasuredBlock, level: Level) -> int:
+        """Tokens that a block removes in a phase."""
+        stage, remove = level
+        tokens = self.size.grid[0] * self.size.grid[1]
+        return self.cost.layers.remove(block.index, remove, self.recipe.stages[stage].method, tokens)
+
+    def _macs_per_channel(self, stage: int, remove: int) -> int:
+        """MACs of one merge, and of one unmerge, per channel and sample."""
+        if (stage, remove) not in self._per_channel:
+            cost = plan_cost(self.recipe.stages[stage].method, self.size.grid, self.size.text, 1, remove)
+            self._per_channel[stage, remove] = cost.per_channel
+        return self._per_channel[stage, remove]
+
+    def plan(self, block: MeasuredBlock, level: Level) -> float:
+        """Seconds per call that the plan takes of the group that a block is in; its blocks remove the same."""
+        own = self._own(block, level)
+        if (level, own) not in self._plans:
+            self._plans[level, own] = self._plan(level, own)
+        return self._plans[level, own]
+
+    def _plan(self, level: Level, remove: int) -> float:
+        """The same for a number of removed tokens, where some steps keep the plan of a step before."""
+        stage, size = level[0], self.size
         whole = (self.cost.block_cost(block, stage) for block in self.cost.blocks)
         width = next((cost.width for cost in whole if cost is not None), None)
         if width is None:
             return 0.0
-        steps = Counter(p.fresh_plan for p in map(self.schedule.phase, range(self.schedule.steps))
-                        if (p.stage, p.remove) == level)  # fmt: skip
-        fresh = steps[True] / steps.total() if steps else 1.0
-        effort = plan_effort(self.recipe, stage, size.grid, size.text, width, remove, size.batch, size.dtype)
-        return fresh * self.profile.seconds(effort)
+        steps = map(self.schedule.phase, range(self.schedule.steps))
+        phases = [p for p in steps if (p.stage, p.remove) == level]
+        made = Counter(p.fresh_destinations for p in phases if p.fresh_plan) if phases else Counter([True])
+        seconds = 0.0
+        for fresh, count in made.items():
+            effort = plan_effort(
+                self.recipe, stage, size.grid, size.text, width, remove, size.batch, size.dtype, not fresh
+            )
+            seconds += self.profile.seconds(effort) * count / max(len(phases), 1)
+        return seconds
 
     def _reconcile(self, groups: list[list[MeasuredBlock]]) -> None:
         """See to it that dense steps store what phases read: one graph stores for all phases of its stages.
@@ -146,7 +164,7 @@ class _Gate:
                     unsettled |= self._settle(block, may_grow)
                 for level in self.levels:
                     chosen = [self._chosen[level, block.path] for block in blocks]
-                    if not pays(chosen, self._plans[level]):
+                    if not pays(chosen, self.plan(blocks[0], level)):
                         self._chosen.update({(level, block.path): NOTHING for block in blocks})
                         unsettled = True
             may_grow = False  # from now on sets only shrink, so this ends
@@ -165,7 +183,7 @@ class _Gate:
                 if not offer.sites or block.program.features.get(variant, frozenset()) <= stored:
                     continue
                 together = offers.get(kept & sites, NOTHING)
-                grows = may_grow and together.sites != offer.sites and together.net >= self._plans[level]
+                grows = may_grow and together.sites != offer.sites and together.net >= self.plan(block, level)
                 self._chosen[level, block.path] = together if grows else NOTHING
                 changed = True
         return changed
@@ -209,7 +227,7 @@ class _Gate:
         for block in blocks:
             chosen, offers = self._chosen[level, block.path], self.offers(block, level)
             others = any(self._chosen[level, b.path].sites for b in blocks if b is not block)
-            plan = 0.0 if others else self._plans[level]
+            plan = 0.0 if others else self.plan(block, level)
             for site in (
                 s for s in self.recipe.stages[level[0]].sites if s in sites_of(self.recipe, level[0], block)
             ):

@@ -10,11 +10,14 @@ import torch
 
 from sdtm_fx.capture.arguments import Leaf
 from sdtm_fx.cost.counter import Macs
-from sdtm_fx.cost.planning import plan_macs
+from sdtm_fx.cost.planning import PlanCost, plan_cost
 from sdtm_fx.cost.saving import BlockCost, measure_block
 from sdtm_fx.cost.trial import Trial
+from sdtm_fx.layer_rates import LayerRates
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewriting.programs import Program
+from sdtm_fx.rewriting.spans import active_span
+from sdtm_fx.runtime.call import Variant
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class CostModel:
         grid: (height, width) in tokens of the example calls.
         text: Text tokens of the example calls.
         with_extra: Whether what is no product is counted too, for the cost gate.
+        layers: What blocks remove that differ from the rest.
     """
 
     recipe: Recipe
@@ -59,6 +63,7 @@ class CostModel:
     grid: tuple[int, int]
     text: int
     with_extra: bool = False
+    layers: LayerRates = field(default_factory=LayerRates)
     _measured: dict[tuple[int, int, frozenset[str]], BlockCost | None] = field(
         default_factory=dict, repr=False
     )
@@ -92,29 +97,41 @@ class CostModel:
         remove: int,
         batch: int = 1,
         left_out: Mapping[str, frozenset[str]] | None = None,
+        *,
+        fresh_plan: bool = True,
+        fresh_destinations: bool = True,
     ) -> Macs:
-        """MACs that a stage saves in one call of the model, what finding the tokens costs taken off.
+        """MACs that a stage saves in one call of the model.
+
+        What finding the tokens costs, and what bringing them into slots and back costs, is taken off.
 
         Args:
             stage: Index of the stage.
             grid: (height, width) in tokens.
             text: Text tokens.
-            remove: Tokens removed at each site.
+            remove: Tokens that the phase removes at each site.
             batch: Samples in the call.
             left_out: Sites that the cost gate leaves dense, by path of the block.
+            fresh_plan: Whether plans are made in this call; otherwise they are those of an earlier step.
+            fresh_destinations: Whether the destinations of plans that are made are chosen in this call.
         """
         method, tokens = self.recipe.stages[stage].method, grid[0] * grid[1]
-        total, planning = Macs(), None
+        total, plans = Macs(), dict[int, PlanCost]()
         groups: set[int] = set()
         for block in self.blocks:
             cost = self.block_cost(block, stage, (left_out or {}).get(block.path, frozenset()))
             if cost is None:
                 continue
-            total = total + cost.saving.at(tokens, text, remove) * batch
+            own = self.layers.remove(block.index, remove, method, tokens)
+            if own not in plans:
+                plans[own] = plan_cost(method, grid, text, cost.width, own)
+            moving = Macs(0.0, float(plans[own].per_channel * cost.moved))
+            total = total + (cost.saving.at(tokens, text, own) - moving) * batch
             group = block.index // self.recipe.plan.every_layers
-            if group not in groups:
+            span = active_span(self.recipe, block.program.spans, Variant(stage=stage))
+            if group not in groups and (span is None or span.first):
                 groups.add(group)
-                planning = planning or plan_macs(method, grid, text, cost.width, remove)
+                planning = _planning(plans[own], fresh_plan, fresh_destinations)
                 total = total - planning * (1 if "batch" in self.recipe.plan.share else batch)
         return total
 
@@ -133,3 +150,10 @@ class CostModel:
             )
 
         return cost
+
+
+def _planning(plan: PlanCost, fresh_plan: bool, fresh_destinations: bool) -> Macs:
+    """What one plan costs in a step that makes it, weighs it anew, or takes it over."""
+    if not fresh_plan:
+        return Macs()
+    return plan.made if fresh_destinations else plan.weighed

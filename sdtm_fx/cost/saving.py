@@ -1,23 +1,27 @@
 """What merging saves, at any size, from one small measurement.
 
 Removing R of N image tokens saves linear work in proportion to R, and attention over a sequence of L = N + T tokens
-(T text tokens) in proportion to L^2 - (L - R)^2. The factors are counted once per block structure, by running its
-graphs on fake tensors for two values of R; sizes enter afterwards. A skipped site may leave out its text tokens too:
-how much of its linear work runs on text, the lengths of the sequences tell.
+(T text tokens) in proportion to L^2 - (L - R)^2; attention of image tokens to text alone, in proportion to R T; where
+keys alone are merged, nothing linear, and attention in proportion to L R. The factors are counted once per block
+structure, by running its graphs on fake tensors for two values of R; sizes enter afterwards. A skipped site may leave
+out its text tokens too: how much of its linear work runs on text, the lengths of the sequences tell.
 """
 
 from __future__ import annotations
 
 import functools
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import torch
 
-from sdtm_fx.cost.counter import MacCounter, Macs
+from sdtm_fx.cost.counter import Attended, MacCounter, Macs
 from sdtm_fx.cost.extra import Extra, fit_extra
 from sdtm_fx.cost.planning import score_macs
 from sdtm_fx.cost.trial import Trial
+
+_ROUNDING = 1e-9  # what the quotients of two whole numbers of MACs may differ by
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,10 @@ class Saving:
             remain, where a skipped site computes no text either.
         skips_text: Whether attention among the text tokens is saved as well.
         fixed: MACs of linear layers per sample that are saved whatever the size: modulations of what is skipped.
+        cross: MACs per removed token and text token, where image tokens attend to text alone; per removed token where
+            the call has no text.
+        keys: MACs per sample, query and removed key, where keys alone are merged.
+        keys_text: Part of the text that stands among those queries.
     """
 
     linear: float
@@ -41,13 +49,18 @@ class Saving:
     text_linear: float = 0.0
     skips_text: bool = False
     fixed: float = 0.0
+    cross: float = 0.0
+    keys: float = 0.0
+    keys_text: float = 0.0
 
     def at(self, tokens: int, text: int, remove: int) -> Macs:
         """MACs saved per sample by removing `remove` of `tokens` image tokens beside `text` text tokens."""
         sequence = tokens + self.text_share * text
         left = 0.0 if self.skips_text else sequence - remove
         linear = self.linear * remove + self.text_linear * text + self.fixed
-        return Macs(linear, linear + self.attention * (sequence**2 - left**2))
+        attention = self.attention * (sequence**2 - left**2) + self.cross * remove * (text or 1)
+        keys = self.keys * (tokens + self.keys_text * text) * remove
+        return Macs(linear, linear + attention + keys)
 
 
 @dataclass(frozen=True)
@@ -60,6 +73,7 @@ class BlockCost:
         width: Channels that similarity is computed from.
         dense: MACs of the whole block at the measured size, per sample, nothing removed.
         size: Image and text tokens of the measured size.
+        moved: Channels that are brought into slots and back, over all merges and unmerges of the block.
         extra: What the stage adds and saves beside products, the search for tokens left out; None where only
             products were counted.
     """
@@ -70,6 +84,7 @@ class BlockCost:
     dense: Macs
     size: tuple[int, int]
     extra: Extra | None
+    moved: int = 0
 
     def dense_at(self, tokens: int, text: int) -> float:
         """Total MACs per sample without merging, scaled from the measured size; good to a few percent."""
@@ -98,32 +113,80 @@ def measure_block(trial: Trial, text: int) -> BlockCost | None:
         added = {remove: counter.effort - dense.effort for remove, counter in merged.items()}
         extra = fit_extra(added, stored.effort - dense.effort, tokens, batch, sequence.dtype.itemsize)
     counted = {remove: counter.products for remove, counter in merged.items()}
+    moved = trial.program.moved.get(trial.variant, 0)
     if method.merges:
         plans = 1 if "batch" in trial.recipe.plan.share else batch
         scoring = score_macs(method, trial.grid, text, width) * plans
-        saving, sites = _of_merging(dense.products, counted, scoring, batch, tokens, text)
+        keyed = key_savings(dense.products, counted, batch, tokens, text) if trial.merges_keys else {}
+        # Products that merge and unmerge follow a law of their own; `moved` stands for them.
+        moving = {n: Macs(0.0, float(trial.per_channel(n) * moved * batch)) for n in counted}
+        besides = {n: scoring + macs for n, macs in moving.items()}
+        saving, sites = _of_merging(dense.products, counted, keyed, besides, batch, tokens, text)
     else:
         (skipped,) = counted.values()
         left = functools.partial(_skipped, dense.products, skipped, batch, tokens, text)
         saving, sites = left(None), {name: left(name) for name in dense.products.inside}
     whole = dense.products.macs * (1 / batch)
-    return BlockCost(saving, sites, width, whole, (tokens, text), extra)
+    return BlockCost(saving, sites, width, whole, (tokens, text), extra, moved if method.merges else 0)
 
 
 def _of_merging(
-    dense: MacCounter, merged: dict[int, MacCounter], scoring: Macs, batch: int, tokens: int, text: int
+    dense: MacCounter,
+    merged: dict[int, MacCounter],
+    keyed: dict[str, Saving],
+    besides: dict[int, Macs],
+    batch: int,
+    tokens: int,
+    text: int,
 ) -> tuple[Saving, dict[str, Saving]]:
-    """What merging saves in the block, and at each site."""
-    saved = {remove: dense.macs - counter.macs + scoring for remove, counter in merged.items()}
+    """What merging saves in the block, and at each site, what was counted `besides` taken out.
+
+    `keyed` are the sites where keys alone are merged.
+    """
+    saved = {remove: dense.macs - counter.macs + besides[remove] for remove, counter in merged.items()}
+    if keyed:  # counted call by call, so that what is left for the fit has no rounding in it
+        saved = {
+            remove: macs - Macs(0.0, sum(b.macs - a.macs for b, a in _fewer_keys(dense, merged[remove])))
+            for remove, macs in saved.items()
+        }
     sites = {
         name: {remove: inside - counter.inside[name] for remove, counter in merged.items()}
         for name, inside in dense.inside.items()
         # An instrumented attention runs as a graph, not as a module call, and cannot be told apart.
         if all(counter.inside[name].total for counter in merged.values())
     }
-    return _fit(saved, batch, tokens, text), {
-        name: _fit(site, batch, tokens, text) for name, site in sites.items()
+    whole = _fit(saved, batch, tokens, text)
+    keys = _sum_keys(keyed.values())
+    return replace(whole, keys=keys.keys, keys_text=keys.keys_text), {
+        **{name: _fit(site, batch, tokens, text) for name, site in sites.items()},
+        **keyed,
     }
+
+
+def key_savings(
+    dense: MacCounter, merged: dict[int, MacCounter], batch: int, tokens: int, text: int
+) -> dict[str, Saving]:
+    """What is saved at each site where attention looks at fewer keys with as many queries."""
+    found: dict[str, list[Saving]] = {}
+    for before, _ in _fewer_keys(dense, merged[max(merged)]):
+        keys = before.macs / batch / before.queries / before.keys
+        among = (before.queries - tokens) / text if text else 0.0
+        found.setdefault(before.inside[-1], []).append(Saving(0.0, 0.0, 0.0, keys=keys, keys_text=among))
+    return {name: _sum_keys(calls) for name, calls in found.items()}
+
+
+def _fewer_keys(dense: MacCounter, merged: MacCounter) -> list[tuple[Attended, Attended]]:
+    """The calls of attention, before and after, that have as many queries and fewer keys."""
+    calls = zip(dense.attended, merged.attended, strict=True)
+    return [(b, a) for b, a in calls if a.keys < b.keys and a.queries == b.queries]
+
+
+def _sum_keys(savings: Iterable[Saving]) -> Saving:
+    """Several sites as one; text counts by the keys that it stands beside."""
+    each = list(savings)
+    keys = sum(one.keys for one in each)
+    among = sum(one.keys * one.keys_text for one in each) / keys if keys else 0.0
+    return Saving(0.0, 0.0, 0.0, keys=keys, keys_text=among)
 
 
 def _fit(saved: dict[int, Macs], batch: int, tokens: int, text: int) -> Saving:
@@ -135,8 +198,11 @@ def _fit(saved: dict[int, Macs], batch: int, tokens: int, text: int) -> Saving:
     if few == many:
         sequence = float(tokens + text)
         return Saving(linear, more.attention / batch / (2 * sequence * many - many**2), 1.0)
-    attention = (less.attention / few - more.attention / many) / (many - few)
-    sequence = (more.attention / many / attention + many) / 2
+    steep, flat = less.attention / few, more.attention / many
+    if steep - flat <= _ROUNDING * flat:  # in proportion: the removed tokens were queries only
+        return Saving(linear, 0.0, 0.0, cross=flat / batch / (text or 1))
+    attention = (steep - flat) / (many - few)
+    sequence = (flat / attention + many) / 2
     return Saving(linear, attention / batch, (sequence - tokens) / text if text else 0.0)
 
 

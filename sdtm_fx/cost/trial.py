@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
+from sdtm_fx.base_plan import Plan
 from sdtm_fx.capture.arguments import Leaf
 from sdtm_fx.cost.effort import EffortCounter
-from sdtm_fx.methods.base import TokenView
 from sdtm_fx.phase import Phase
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewriting.programs import Program, dense_variant
-from sdtm_fx.runtime.call import BlockContext, Call, Variant
+from sdtm_fx.rewriting.spans import active_span
+from sdtm_fx.runtime.call import BlockContext, Call, OpenSpan, Variant
 from sdtm_fx.runtime.state import BranchState
 
 
@@ -51,6 +52,13 @@ class Trial:
         """[B, L, D], the first sequence that the block takes."""
         return next(v for v in self.leaves if isinstance(v, FakeTensor) and v.ndim == 3)
 
+    @property
+    def merges_keys(self) -> bool:
+        """Whether the stage merges keys alone somewhere in the block."""
+        wanted = set(self.recipe.stages[self.stage].sites) - self.left_out
+        here = (self.recipe.sites[place.site_index] for place in self.program.places)
+        return any(site.merge == "keys" and site.id in wanted for site in here)
+
     def counts(self) -> tuple[int, ...]:
         """A small and a large number of tokens that the stage can remove on this grid."""
         method = self.recipe.stages[self.stage].method
@@ -74,25 +82,45 @@ class Trial:
         modules = {place.local: self.block.get_submodule(place.local) for place in self.program.places}
         counter = EffortCounter()
         function = None if variant is None else self.program.functions.get(variant)
+        leaves, spans = self._in_span(planned)
         with counter.counting(not self.with_extra), counter.products.watching(modules):
             if variant is None or function is None:
                 self.program.dense(self.block, *self.leaves)
             else:
                 call = model_call(self.recipe, self.stage, variant, self.grid, remove, state)
-                function(self.block, BlockContext(call, 0, planned), *self.leaves)
+                function(self.block, BlockContext(call, 0, planned, spans=spans), *leaves)
         return counter
+
+    def per_channel(self, remove: int) -> int:
+        """MACs of one merge, and of one unmerge, per channel and sample."""
+        with self.sequence.fake_mode:
+            return self._make_plan(remove, 1).macs_per_channel
 
     def _plan(self, remove: int, batch: int) -> dict[int, object]:
         """A plan that the block finds made already."""
-        method, tokens = self.recipe.stages[self.stage].method, self.grid[0] * self.grid[1]
-        if not method.merges:
+        if not self.recipe.stages[self.stage].method.merges:
             return {}
+        return {0: self._make_plan(remove, batch)}
+
+    def _make_plan(self, remove: int, batch: int) -> Plan:
+        method = self.recipe.stages[self.stage].method
         rows = 1 if "batch" in self.recipe.plan.share else batch
         with self.sequence.device:
-            ages = torch.zeros(rows, tokens, dtype=torch.int32) if "ages" in method.needs else None
-            attention = torch.zeros(rows, tokens) if "attention" in method.needs else None
-            view = TokenView(torch.zeros(rows, tokens, 8), self.grid, ages, attention)
-        return {0: method.plan(view, remove)}
+            return method.plan(method.blank_view(rows, self.grid, 8), remove)
+
+    def _in_span(self, planned: dict[int, object]) -> tuple[list[Leaf], dict[str, OpenSpan]]:
+        """The arguments of a block inside a span, whose image tokens are merged, and the span that it is in."""
+        place = active_span(self.recipe, self.program.spans, self.variant)
+        plan = planned.get(0)
+        if place is None or place.first or not isinstance(plan, Plan):
+            return self.leaves, {}
+        span = self.recipe.spans[place.span_index]
+        names = [n.target for n in self.program.captured.nodes if n.op == "placeholder"]
+        leaves, index = list(self.leaves), names.index(span.input)
+        tokens = leaves[index]
+        assert isinstance(tokens, torch.Tensor)
+        leaves[index] = plan.merge(tokens)
+        return leaves, {span.id: OpenSpan(plan, tokens if span.residual == "dense" else None)}
 
     @property
     def _refresh(self) -> Variant:
@@ -121,4 +149,5 @@ def model_call(
         threshold=None if variant.stage is not None else 0.0,
         salt=None,
         prompt_bias=torch.zeros(()),
+        reduce=recipe.stages[stage].reduce,
     )

@@ -200,7 +200,7 @@ def _strip(outcome: Outcome, film: Film, caption: str) -> Strip:
 
     def frame(title: str, step: int, block: str) -> Frame:
         sites = film.record.at(step=step, block=block)
-        shown = next((s for s in sites if s.action == "merged"), None)
+        shown = next((s for s in sites if s.assign is not None), None)
         drawn = None if shown is None else merge_map(shown, film.predictions[step])
         return Frame(title, _note(sites), tones[step], images[step], sites[0].grid, drawn)
 
@@ -213,15 +213,16 @@ def _strip(outcome: Outcome, film: Film, caption: str) -> Strip:
 def _first_step_of_each_stage(record: PlanRecord) -> list[int]:
     """In the middle of each stage, a step that merges."""
     steps: dict[str, list[int]] = {}
-    for site in record.at(action="merged"):
-        assert site.stage is not None
+    for site in record:
+        if site.assign is None or site.stage is None:
+            continue
         if site.step not in steps.setdefault(site.stage, []):
             steps[site.stage].append(site.step)
     return [merged[len(merged) // 2] for merged in steps.values()]
 
 
 def _note(sites: Sequence[SiteRecord]) -> str:
-    merged = [s for s in sites if s.action == "merged"]
+    merged = [s for s in sites if s.assign is not None]
     if not merged:
         return {"refresh": "dense, stored", "forecast": "forecast"}.get(sites[0].action, "dense")
     only = "" if len(merged) == len(sites) else f", {' and '.join(s.site for s in merged)} only"

@@ -34,16 +34,17 @@ def _turn_ratio(recipe: Recipe, costs: Costs) -> tuple[list[float], Callable[[fl
     """Factors up to the largest that every stage can follow, and the recipe for a factor."""
     grid = costs.size.grid
     merging = [stage for stage in recipe.stages if stage.method.merges]
+    peaks = [_peak_of(recipe, stage.ratio or recipe.ratio) for stage in merging]
     reach = [
-        stage.method.capacity(grid) / (grid[0] * grid[1]) / peak(ratio)
-        for stage in merging
-        if peak(ratio := stage.ratio or recipe.ratio) > 0
+        stage.method.capacity(grid) / (grid[0] * grid[1]) / highest
+        for stage, highest in zip(merging, peaks, strict=True)
+        if highest > 0
     ]
     if not reach:
         raise BudgetError(
             f"{recipe.name}: knob 'ratio': found no stage that merges; accepted knob 'interval'"
         )
-    most = min(*reach, *(0.9999 / peak(stage.ratio or recipe.ratio) for stage in merging))
+    most = min(*reach, *(0.9999 / highest for highest in peaks))
 
     def apply(factor: float) -> Recipe:
         own = {
@@ -52,6 +53,16 @@ def _turn_ratio(recipe: Recipe, costs: Costs) -> tuple[list[float], Callable[[fl
         return recipe.override({"ratio": _scaled(recipe, recipe.ratio, factor)}, stages=own)
 
     return [most * (number + 1) / _SCANNED for number in range(_SCANNED)], apply
+
+
+def _peak_of(recipe: Recipe, ratio: Ratio) -> float:
+    highest = peak(ratio)
+    if highest is None:
+        raise BudgetError(
+            f"{recipe.name}: knob 'ratio': found curve 'full', which has no number to turn; "
+            "accepted a curve with numbers"
+        )
+    return highest
 
 
 def _scaled(recipe: Recipe, ratio: Ratio, factor: float) -> dict[str, Any]:

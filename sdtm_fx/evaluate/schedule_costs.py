@@ -16,7 +16,7 @@ from sdtm_fx.cost.counter import Macs
 from sdtm_fx.cost.model import CostModel
 from sdtm_fx.errors import RewriteError
 from sdtm_fx.explaining.explain import explain
-from sdtm_fx.phase import Schedule
+from sdtm_fx.phase import Phase, Schedule
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewrite import rewritten
 from sdtm_fx.rewriting.rewriting import rewriting_of
@@ -41,7 +41,9 @@ class Costs:
     refreshes: Suffices
     dense: Macs
     size: CallSize
-    _known: dict[tuple[int, int], list[tuple[int, float]]] = field(default_factory=dict, repr=False)
+    _known: dict[tuple[int, int, bool, bool], list[tuple[int, float]]] = field(
+        default_factory=dict, repr=False
+    )
     _speedups: dict[str, float] = field(default_factory=dict, repr=False)
 
     def schedule(self, recipe: Recipe) -> Schedule:
@@ -58,7 +60,7 @@ class Costs:
 
         @functools.cache
         def cost(stage: int | None, remove: int) -> float:
-            return blocks if stage is None else blocks - self._saved(stage, remove, 1)
+            return blocks if stage is None else blocks - self._saved(Phase(stage, remove, refresh=False), 1)
 
         schedule = build_schedule(recipe, steps=size.steps, grid=size.grid, cost=cost)
         return schedule if recipe.reuse is None else add_refreshes(schedule, self.refreshes)
@@ -79,27 +81,39 @@ class Costs:
 
     def _speedup(self, schedule: Schedule) -> float:
         phases = [schedule.phase(step) for step in range(schedule.steps)]
-        saved = sum(self._saved(p.stage, p.remove, self.size.batch) for p in phases if p.stage is not None)
+        saved = sum(self._saved(phase, self.size.batch) for phase in phases if phase.stage is not None)
         whole = self.dense.total * schedule.steps
         return whole / (whole - saved)
 
-    def _saved(self, stage: int, remove: int, batch: int) -> float:
-        """Total MACs that a stage saves in one call.
+    def _saved(self, phase: Phase, batch: int) -> float:
+        """Total MACs that the stage of a phase saves in one call.
 
-        Blocks, attention and the search for tokens each cost a polynomial of second degree in the removed
-        tokens, so three counts tell all; asking the cost model for each would take most of the time.
+        Blocks, attention and the search for tokens each cost a polynomial of third degree in the removed tokens
+        at most, so four counts tell all; asking the cost model for each would take most of the time.
         """
-        if not remove:
+        if not phase.remove or phase.stage is None:
             return 0.0
-        method, size = self.model.recipe.stages[stage].method, self.size
-        if (stage, batch) not in self._known:
+        method, size = self.model.recipe.stages[phase.stage].method, self.size
+        if self.model.layers.scales:  # rounded per layer, the cost is no polynomial
+            return self._asked(phase, phase.remove, batch)
+        key = (phase.stage, batch, phase.fresh_plan, phase.fresh_destinations)
+        if key not in self._known:
             unit, most = method.quantum(), method.capacity(size.grid)
-            counts = (unit, most // unit // 2 * unit, most) if method.merges else (most,)
-            self._known[stage, batch] = [
-                (count, self.model.saved(stage, size.grid, size.text, count, batch).total)
-                for count in sorted({*counts} - {0})
+            counts = [unit, most // unit // 3 * unit, most // unit * 2 // 3 * unit, most]
+            self._known[key] = [
+                (count, self._asked(phase, count, batch))
+                for count in sorted({*(counts if method.merges else counts[-1:])} - {0})
             ]
-        return _polynomial(self._known[stage, batch], remove)
+        return _polynomial(self._known[key], phase.remove)
+
+    def _asked(self, phase: Phase, count: int, batch: int) -> float:
+        """The same for another count, by the cost model."""
+        assert phase.stage is not None
+        size = self.size
+        return self.model.saved(
+            phase.stage, size.grid, size.text, count, batch,
+            fresh_plan=phase.fresh_plan, fresh_destinations=phase.fresh_destinations,
+        ).total  # fmt: skip
 
 
 def _polynomial(points: Sequence[tuple[int, float]], at: int) -> float:

@@ -13,9 +13,12 @@ from sdtm_fx.cost.counter import MacCounter, Macs
 from sdtm_fx.cost.decision import GateDecision
 from sdtm_fx.explaining.render import render
 from sdtm_fx.explaining.report import Explanation, GatedSite, GateReport, PhaseReport, SiteReport
+from sdtm_fx.explaining.spans import short_span, span_reports
 from sdtm_fx.phase import Phase, Schedule
 from sdtm_fx.rewrite import rewritten_models
+from sdtm_fx.rewriting.programs import Program
 from sdtm_fx.rewriting.rewriting import Rewriting, rewriting_of
+from sdtm_fx.rewriting.spans import uses_spans
 from sdtm_fx.runtime.call import Variant
 from sdtm_fx.runtime.schedules import CallSize
 
@@ -80,7 +83,10 @@ def _explain(model: torch.nn.Module, rewriting: Rewriting, steps: int, size: Exa
         saved = Macs()
         if phase.stage is not None:
             left_out = _left_out(decision, phase)
-            saved = cost.saved(phase.stage, size.grid, size.text, phase.remove, size.batch, left_out)
+            saved = cost.saved(
+                phase.stage, size.grid, size.text, phase.remove, size.batch, left_out,
+                fresh_plan=phase.fresh_plan, fresh_destinations=phase.fresh_destinations,
+            )  # fmt: skip
         phases.append(_phase_report(recipe.stages, schedule, index, counter.macs - saved))
     notes = {note: None for program in rewriting.cache.programs.values() for note in program.notes}
     return Explanation(
@@ -98,6 +104,7 @@ def _explain(model: torch.nn.Module, rewriting: Rewriting, steps: int, size: Exa
         dense=counter.macs,
         phases=tuple(phases),
         sites=tuple(_site_reports(rewriting, schedule, decision, size, counter.inside)),
+        spans=tuple(span_reports(rewriting, schedule)),
         gate=_gate_report(rewriting, decision),
         notes=tuple(notes),
         state_bytes=rewriting.runtime.state.bytes(),
@@ -107,8 +114,10 @@ def _explain(model: torch.nn.Module, rewriting: Rewriting, steps: int, size: Exa
 def _phase_report(stages: Any, schedule: Schedule, index: int, macs: Macs) -> PhaseReport:
     phase: Phase = schedule.phases[index]
     label = "dense" if phase.stage is None else stages[phase.stage].name
+    label += "" if phase.fresh_plan else ", plan kept"
+    label += "" if phase.fresh_destinations else ", destinations kept"
     return PhaseReport(
-        label=label if phase.fresh_plan else f"{label}, plan kept",
+        label=label,
         steps=tuple(t for t, p in enumerate(schedule.phase_of_step) if p == index),
         removed=phase.remove,
         ratio=phase.remove / schedule.tokens,
@@ -128,12 +137,18 @@ def _site_reports(
     reports = []
     for index, phase in enumerate(schedule.phases):
         for block in cost.blocks:
+            own = phase.remove
+            if phase.stage is not None:
+                method = recipe.stages[phase.stage].method
+                own = cost.layers.remove(block.index, own, method, schedule.tokens)
             out = _left_out(decision, phase).get(block.path, frozenset())
             measured = None if phase.stage is None else cost.block_cost(block, phase.stage, out)
             for place in block.program.places:
                 spec, path = recipe.sites[place.site_index], f"{block.path}.{place.local}"
-                skipped = _why_skipped(rewriting, block.program.functions, phase, spec.id, out)
-                removed = 0 if skipped else phase.remove
+                skipped = _why_skipped(rewriting, block.program, phase, spec.id, out)
+                if skipped is None and not own:
+                    skipped = "its share of what this phase removes rounds to none"
+                removed = 0 if skipped else own
                 after: Macs | None = dense[path]
                 if removed and measured is not None:
                     saving = measured.sites.get(place.local)
@@ -146,7 +161,7 @@ def _site_reports(
                 reports.append(
                     SiteReport(
                         index, spec.id, spec.kind, path,
-                        schedule.tokens, schedule.tokens - removed, dense[path], after, skipped,
+                        schedule.tokens, schedule.tokens - removed, dense[path], after, skipped, spec.merge,
                     )
                 )  # fmt: skip
     return reports
@@ -164,6 +179,8 @@ def _gate_report(rewriting: Rewriting, decision: GateDecision | None) -> GateRep
     runtime, recipe = rewriting.runtime, rewriting.recipe
     if recipe.gate == "off":
         return GateReport(False, "off in the recipe")
+    if uses_spans(recipe):
+        return GateReport(False, "does not weigh spans: the recipe merges wherever it says")
     if decision is None:
         key = rewriting.schedules.device_key(runtime.device, runtime.static)
         return GateReport(
@@ -184,15 +201,17 @@ def _gate_report(rewriting: Rewriting, decision: GateDecision | None) -> GateRep
 
 
 def _why_skipped(
-    rewriting: Rewriting, functions: Any, phase: Phase, site: str, left_out: frozenset[str]
+    rewriting: Rewriting, program: Program, phase: Phase, site: str, left_out: frozenset[str]
 ) -> str | None:
     if phase.stage is None:
         return "the step is dense"
     stage = rewriting.recipe.stages[phase.stage]
+    if short_span(rewriting.recipe, program, phase) is not None:
+        return None
     if site not in stage.sites:
         return f"not a site of stage {stage.name}"
     if site in left_out:
         return "the cost gate left it out"
-    if Variant(stage=phase.stage) not in functions:
+    if Variant(stage=phase.stage) not in program.functions:
         return "its block has no graph for this stage"
     return None

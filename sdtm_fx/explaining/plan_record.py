@@ -9,9 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Action = Literal["merged", "forecast", "refresh", "dense"]
-"""``merged``: computed on fewer tokens. ``forecast``: not computed, all of it forecast. ``refresh``: computed in
-full and stored for later forecasts. ``dense``: computed in full."""
+Action = Literal["merged", "keys", "forecast", "refresh", "dense"]
+"""``merged``: computed on fewer tokens. ``keys``: computed in full, with attention to fewer image keys. ``forecast``:
+not computed, all of it forecast. ``refresh``: computed in full and stored for later forecasts. ``dense``: computed in
+full."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,11 @@ class SiteRecord:
         action: What the site did.
         stage: Name of the stage whose graph the block ran, None on dense steps.
         grid: (height, width) of the image in tokens.
-        kept: Image tokens that the site computed: all N of them, M after merging, none where all is forecast.
-        assign: [B, N] int32 on the CPU, the slot of every image token, where tokens were merged; else None. B is
-            the batch of the call; where guidance stacks both halves, diffusers puts the negative one first.
+        kept: Image tokens that the site computed: all N of them, M after merging, none where all is forecast. Where
+            keys alone were merged, how many of them were left.
+        assign: [B, N] int32 on the CPU, the slot of every image token, where there was a plan; else None. Under
+            a plan that mixes slots (`toma`) it is the slot that a token gives most to. B is the batch of the call;
+            where guidance stacks both halves, diffusers puts the negative one first.
         positions: [B, M] int32 on the CPU, the token whose position each slot has; None where `assign` is.
     """
 

@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sdtm_fx.base_plan import Plan
 from sdtm_fx.errors import RewriteError
 from sdtm_fx.explaining.plan_record import Action, PlanRecord, SiteRecord
-from sdtm_fx.plan import MergePlan
 from sdtm_fx.recipe.match import compile_match
 from sdtm_fx.recipe.schema import Recipe
+from sdtm_fx.recipe.sections import SiteSpec
 from sdtm_fx.rewrite import rewritten_models
 from sdtm_fx.rewriting.rewriting import Rewriting, rewriting_of
+from sdtm_fx.rewriting.spans import active_span
 from sdtm_fx.rewriting.work import SitePlace
 from sdtm_fx.runtime.call import BlockContext, Variant
 
@@ -131,17 +133,19 @@ class _Recorder:
         stage = None if variant.stage is None else recipe.stages[variant.stage]
         for place in self._places[path]:
             spec = recipe.sites[place.site_index]
-            action = _action(recipe, variant, spec.id)
+            entry = self._span_entry(path, variant)
+            action = _action(recipe, variant, spec) if entry is None else "merged"
             kept, slots = size.grid[0] * size.grid[1], _NO_SLOTS
             if action == "forecast":
                 kept = 0
-            elif action == "merged":
+            elif action in ("merged", "keys"):
                 assert context is not None
-                plan = context.planned[context.group]
-                assert isinstance(plan, MergePlan)
+                block = context.block if entry is None else entry
+                plan = context.planned[block // context.call.every_layers]
+                assert isinstance(plan, Plan)
                 kept = plan.kept
                 if id(plan) not in copies:
-                    copies[id(plan)] = _copy(plan.assign, size.batch), _copy(plan.positions, size.batch)
+                    copies[id(plan)] = _copy(plan.slots, size.batch), _copy(plan.positions, size.batch)
                 slots = copies[id(plan)]
             yield SiteRecord(
                 generation=step[0],
@@ -161,6 +165,14 @@ class _Recorder:
                 positions=slots[1],
             )
 
+    def _span_entry(self, path: str, variant: Variant) -> int | None:
+        """Number of the block that merged the tokens of a block inside a span; None for all other blocks."""
+        binding, recipe = self._rewriting.bindings.get(path), self._rewriting.recipe
+        place = None if binding is None else active_span(recipe, binding.spans, variant)
+        if place is None or not place.is_short(recipe.spans[place.span_index]):
+            return None
+        return place.entry
+
 
 def _places_in(model: nn.Module, block: str, recipe: Recipe) -> tuple[SitePlace, ...]:
     """The sites in a block that is kept dense; a rewriting knows only those in rewritten ones."""
@@ -173,13 +185,15 @@ def _places_in(model: nn.Module, block: str, recipe: Recipe) -> tuple[SitePlace,
     )
 
 
-def _action(recipe: Recipe, variant: Variant, site: str) -> Action:
+def _action(recipe: Recipe, variant: Variant, site: SiteSpec) -> Action:
     """What a site does in the graph of a variant."""
-    if site in variant.left_out:
+    if site.id in variant.left_out:
         return "dense"
-    if variant.stage is not None and site in recipe.stages[variant.stage].sites:
-        return "merged" if recipe.stages[variant.stage].method.merges else "forecast"
-    if variant.refresh is not None and site in recipe.stages[variant.refresh].sites:
+    keyed = site.merge == "keys"
+    if variant.stage is not None and site.id in recipe.stages[variant.stage].sites:
+        merging: Action = "keys" if keyed else "merged"
+        return merging if recipe.stages[variant.stage].method.merges else "forecast"
+    if variant.refresh is not None and site.id in recipe.stages[variant.refresh].sites and not keyed:
         return "refresh"
     return "dense"
 

@@ -6,7 +6,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from sdtm_fx.explaining.report import Explanation, SiteReport
+from sdtm_fx.explaining.report import Explanation, SiteReport, SpanReport
 
 
 def as_text(explanation: Explanation, width: int = 110) -> str:
@@ -42,6 +42,8 @@ def render(e: Explanation) -> RenderableType:
         f"{e.theoretical_speedup:.2f}x",
     )  # fmt: skip
     parts: list[RenderableType] = [head, flow, phases, _site_table(e)]
+    if e.spans:
+        parts.append(_span_table(e))
     if any(p.stores for p in e.phases):
         parts.append(Text("* stores features for later steps"))
     if any(e.state_bytes.values()):
@@ -57,14 +59,32 @@ def render(e: Explanation) -> RenderableType:
 def _site_table(e: Explanation) -> Table:
     """Merged sites only; sites that a phase leaves alone are named, with the reason, in `_left_alone`."""
     table = Table("phase", "modules", "tokens", "GMACs each", title="Merged sites")
-    for (phase, _), sites in _by_phase_and_site(e).items():
+    for (phase, *_), sites in _alike(e).items():
         first = sites[0]
         if e.phases[phase].removed == 0 or first.skipped is not None:
             continue
+        what = " keys" if first.merges == "keys" else ""
         after = "" if first.macs_after is None else f" -> {first.macs_after.total / 1e9:.4g}"
         table.add_row(
-            str(phase), _paths([s.path for s in sites]), f"{first.tokens_before} -> {first.tokens_after}",
+            str(phase), _paths([s.path for s in sites]), f"{first.tokens_before} -> {first.tokens_after}{what}",
             f"{first.macs_before.total / 1e9:.4g}{after}",
+        )  # fmt: skip
+    return table
+
+
+def _span_table(e: Explanation) -> Table:
+    table = Table(
+        "phase", "span", "from", "to", "residual", "tokens", title="Spans: merged once, unmerged once"
+    )
+    groups: dict[tuple[int, str], list[SpanReport]] = {}
+    for s in e.spans:
+        groups.setdefault((s.phase, s.span), []).append(s)
+    for (phase, span), runs in groups.items():
+        one = runs[0]
+        table.add_row(
+            str(phase), span, f"{one.enter} of {_paths([s.first for s in runs])}",
+            f"end of {_paths([s.last for s in runs])}", one.residual,
+            f"{one.tokens_before} -> {one.tokens_after}",
         )  # fmt: skip
     return table
 
@@ -83,16 +103,17 @@ def _gate_table(e: Explanation) -> Table:
 
 def _left_alone(e: Explanation) -> list[str]:
     lines: dict[str, None] = {}
-    for (phase, name), sites in _by_phase_and_site(e).items():
+    for (phase, name, *_), sites in _alike(e).items():
         if e.phases[phase].removed and sites[0].skipped is not None:
             lines[f"{name}: {_paths([s.path for s in sites])} not merged: {sites[0].skipped}"] = None
     return list(lines)
 
 
-def _by_phase_and_site(e: Explanation) -> dict[tuple[int, str], list[SiteReport]]:
-    groups: dict[tuple[int, str], list[SiteReport]] = {}
+def _alike(e: Explanation) -> dict[tuple[int, str, int, str | None], list[SiteReport]]:
+    """The sites of a phase by what is merged there: blocks may remove differently, or be left out."""
+    groups: dict[tuple[int, str, int, str | None], list[SiteReport]] = {}
     for site in e.sites:
-        groups.setdefault((site.phase, site.site), []).append(site)
+        groups.setdefault((site.phase, site.site, site.tokens_after, site.skipped), []).append(site)
     return groups
 
 

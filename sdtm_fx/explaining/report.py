@@ -18,10 +18,11 @@ class SiteReport:
         kind: ``attention`` or ``feed_forward``.
         path: Module path.
         tokens_before: Image tokens that reach the site.
-        tokens_after: Image tokens that it computes.
+        tokens_after: Image tokens that it computes, or, where keys alone are merged, whose keys it looks at.
         macs_before: Of the site's module, per call of the model.
         macs_after: The same with merging; None where it cannot be told apart from the rest of the block.
         skipped: Why the site is not merged in this phase, None where it is.
+        merges: ``tokens``, or ``keys`` where queries stay as they are.
     """
 
     phase: int
@@ -33,6 +34,7 @@ class SiteReport:
     macs_before: Macs
     macs_after: Macs | None
     skipped: str | None
+    merges: str = "tokens"
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class PhaseReport:
     Attributes:
         label: Name of the stage, or ``dense``.
         steps: The steps.
-        removed: Image tokens removed at each merged site.
+        removed: Image tokens removed at each merged site, but for blocks to which `layers` gives a part of it.
         ratio: The same as a fraction.
         macs: Of one call of the model.
         stores: Whether features are stored for later steps.
@@ -54,6 +56,33 @@ class PhaseReport:
     ratio: float
     macs: Macs
     stores: bool
+
+
+@dataclass(frozen=True)
+class SpanReport:
+    """One run of blocks between which image tokens stay merged, in one phase.
+
+    Attributes:
+        phase: Index of the phase.
+        span: Id in the recipe.
+        first: Path of the block in which it begins.
+        last: Path of the block at whose end it ends.
+        enter: Whether it begins at the ``start`` or the ``end`` of the first block.
+        residual: ``dense`` or ``merged``, as in the recipe.
+        blocks: How many blocks run on merged tokens.
+        tokens_before: Image tokens in front of it and behind it.
+        tokens_after: Image tokens in it.
+    """
+
+    phase: int
+    span: str
+    first: str
+    last: str
+    enter: str
+    residual: str
+    blocks: int
+    tokens_before: int
+    tokens_after: int
 
 
 @dataclass(frozen=True)
@@ -111,6 +140,7 @@ class Explanation:
         dense: MACs of one call of the unchanged model.
         phases: The phases.
         sites: Every site in every phase.
+        spans: Every span in the phases that use it.
         gate: What the cost gate left out, or why it did nothing.
         notes: What was not done, and why.
         state_bytes: Memory held across steps right now, in bytes, by purpose.
@@ -130,6 +160,7 @@ class Explanation:
     dense: Macs
     phases: tuple[PhaseReport, ...]
     sites: tuple[SiteReport, ...]
+    spans: tuple[SpanReport, ...]
     gate: GateReport
     notes: tuple[str, ...]
     state_bytes: dict[str, int]

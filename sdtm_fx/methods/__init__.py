@@ -9,17 +9,25 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
+from sdtm_fx.attention_score import AttentionHeads
+from sdtm_fx.base_plan import Plan
 from sdtm_fx.errors import PlanError, nearest
+from sdtm_fx.methods.at_edm import AtEdm
 from sdtm_fx.methods.base import Method, OptionError, TokenView
+from sdtm_fx.methods.ca_tome import CAToMe
 from sdtm_fx.methods.fidm import FIDM
 from sdtm_fx.methods.idm import IDM
+from sdtm_fx.methods.importance import Importance
 from sdtm_fx.methods.local_match import LocalMatch
 from sdtm_fx.methods.random import Random
+from sdtm_fx.methods.sito import SiTo
 from sdtm_fx.methods.skip import Skip
 from sdtm_fx.methods.ssm import SSM
+from sdtm_fx.methods.todo import ToDo
+from sdtm_fx.methods.tofu import ToFu
+from sdtm_fx.methods.toma import ToMA
 from sdtm_fx.methods.tome import ToMe
 from sdtm_fx.methods.uniform import Uniform
-from sdtm_fx.plan import MergePlan
 
 __all__ = [
     "FIDM",
@@ -27,11 +35,18 @@ __all__ = [
     "METHODS",
     "SSM",
     "AnyMethod",
+    "AtEdm",
+    "CAToMe",
+    "Importance",
     "LocalMatch",
     "Method",
     "OptionError",
     "Random",
+    "SiTo",
     "Skip",
+    "ToDo",
+    "ToFu",
+    "ToMA",
     "ToMe",
     "TokenView",
     "Uniform",
@@ -46,15 +61,37 @@ METHODS: Mapping[str, type[Method]] = MappingProxyType(
         "fidm": FIDM,
         "local_match": LocalMatch,
         "tome": ToMe,
+        "tofu": ToFu,
+        "ca_tome": CAToMe,
+        "sito": SiTo,
+        "importance": Importance,
+        "toma": ToMA,
+        "at_edm": AtEdm,
         "random": Random,
         "uniform": Uniform,
+        "todo": ToDo,
         "skip": Skip,
     }
 )
 """The methods by the name that recipes use."""
 
 AnyMethod = Annotated[
-    SSM | IDM | FIDM | LocalMatch | ToMe | Random | Uniform | Skip, Field(discriminator="name")
+    SSM
+    | IDM
+    | FIDM
+    | LocalMatch
+    | ToMe
+    | ToFu
+    | CAToMe
+    | SiTo
+    | Importance
+    | ToMA
+    | AtEdm
+    | Random
+    | Uniform
+    | ToDo
+    | Skip,
+    Field(discriminator="name"),
 ]
 """The type of a recipe's `method` key; `name` says which one it is."""
 
@@ -67,9 +104,11 @@ def plan_merge(
     remove: int,
     ages: Tensor | None = None,
     attention: Tensor | None = None,
+    importance: Tensor | None = None,
+    heads: AttentionHeads | None = None,
     salt: int | Tensor = 0,
     **options: object,
-) -> MergePlan:
+) -> Plan:
     """Choose which tokens of a grid share a slot.
 
     Args:
@@ -79,6 +118,8 @@ def plan_merge(
         remove: How many tokens go.
         ages: [B, N] int32, steps since each token was last alone in its slot.
         attention: [B, N] float, attention received by each token (`idm` needs it).
+        importance: [B, N] float, what guidance changes at each token (`importance` needs it).
+        heads: Queries and keys of the image tokens (`at_edm` needs them).
         salt: Counter from which methods draw what they choose at random.
         **options: Options of the named method.
 
@@ -86,7 +127,15 @@ def plan_merge(
         PlanError: No such method or option, or the plan is out of reach.
     """
     chosen = _make_method(method, options)
-    view = TokenView(metric=metric, grid=grid, ages=ages, attention=attention, salt=salt)
+    view = TokenView(
+        metric=metric,
+        grid=grid,
+        ages=ages,
+        attention=attention,
+        salt=salt,
+        importance=importance,
+        heads=heads,
+    )
     return chosen.plan(view, remove)
 
 

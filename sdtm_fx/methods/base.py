@@ -10,8 +10,10 @@ import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
+from sdtm_fx.attention_score.heads import AttentionHeads
+from sdtm_fx.base_plan import Plan, Unmerging
 from sdtm_fx.errors import PlanError
-from sdtm_fx.plan import MergePlan, identity_plan
+from sdtm_fx.plan import identity_plan
 
 # Fields are strict one by one: a strict dataclass would take instances only, and a recipe holds mappings.
 Count = Annotated[int, Field(ge=1, strict=True)]
@@ -19,6 +21,8 @@ Radius = Annotated[int, Field(ge=0, strict=True)]
 Weight = Annotated[float, Field(ge=0, strict=True)]
 WindowSize = tuple[Count, Count]
 """Height and width of a window in tokens; recipes write it as a list."""
+
+_HEAD = 64  # channels of a head where only the width is known, as in SD3
 
 
 class OptionError(PlanError, ValueError):
@@ -35,6 +39,9 @@ class TokenView:
         ages: [B, N] int32, steps since each token was last alone in its slot, or None.
         attention: [B, N] float, attention received by each token, or None.
         salt: Counter for hashing: mixes seed, step and layer. An int or a 0-d int64 tensor.
+        importance: [B, N] float, how much guidance changed the model's output at each token in the step
+            before, or None.
+        heads: Queries and keys of the image tokens, or None.
     """
 
     metric: Tensor
@@ -42,6 +49,8 @@ class TokenView:
     ages: Tensor | None = None
     attention: Tensor | None = None
     salt: int | Tensor = 0
+    importance: Tensor | None = None
+    heads: AttentionHeads | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +63,14 @@ class Method(ABC):
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
     needs: ClassVar[frozenset[str]] = frozenset()
-    """What the method reads beside the tokens: a subset of {"ages", "attention"}. Ages may be missing."""
+    """What the method reads beside the tokens: a subset of {"ages", "attention", "heads", "text", "importance"}: token
+    ages, which may be missing, the attention that tokens receive, the queries and keys of attention, among these the
+    keys of text, and how much guidance changed each token."""
     merges: ClassVar[bool] = True
     """Whether sites run on fewer tokens, by a plan; otherwise nothing is computed there and there is no plan."""
+    chooses_destinations: ClassVar[bool] = False
+    """Whether a plan is made in two steps, destinations and then their weights, so that `replan` can keep the
+    first."""
 
     name: str
 
@@ -76,11 +90,66 @@ class Method(ABC):
         """Return the part of `needs` that these options really read."""
         return self.needs
 
+    def reads_attention(self) -> bool:
+        """Return whether the method reads the attention of the block that it plans for."""
+        return not self.wants().isdisjoint({"attention", "heads"})
+
+    def blank_view(self, rows: int, grid: tuple[int, int], width: int, text: int = 1) -> TokenView:
+        """Return a view of the right shapes that holds nothing: for sizes and costs, on fake or meta tensors.
+
+        Args:
+            rows: Samples.
+            grid: (height, width) in tokens.
+            width: Channels.
+            text: Text tokens.
+        """
+        tokens, heads = grid[0] * grid[1], None
+        if "heads" in self.needs:
+            number = width // _HEAD if width % _HEAD == 0 else 1
+            query, key = torch.empty(2, rows, number, tokens, width // number).unbind()
+            heads = AttentionHeads(query, key, torch.empty(rows, number, max(text, 1), width // number))
+        return TokenView(
+            metric=torch.empty(rows, tokens, width),
+            grid=grid,
+            ages=torch.empty(rows, tokens, dtype=torch.int32) if "ages" in self.needs else None,
+            attention=torch.empty(rows, tokens) if "attention" in self.needs else None,
+            importance=torch.empty(rows, tokens) if "importance" in self.needs else None,
+            heads=heads,
+        )
+
     def probes(self) -> int | None:
         """Return how many image queries tell the attention that tokens receive; None for all of them."""
         return None
 
-    def plan(self, view: TokenView, remove: int) -> MergePlan:
+    def count_above(self, view: TokenView, threshold: float) -> Tensor:
+        """Return how many tokens would go if everything with a score of `threshold` or more did.
+
+        This is what an adaptive threshold (SDTM*) counts; turning it into a static number is the caller's.
+
+        Returns:
+            [B] int64, on the device of the tokens.
+
+        Raises:
+            PlanError: The method scores nothing that a threshold could be laid on.
+        """
+        raise PlanError(
+            f"{self.name}: found a threshold; accepted a ratio, this method has no score of its own"
+        )
+
+    def unmerging(self) -> Unmerging:
+        """Return what unmerging does to a slot under the plans of this method."""
+        return Unmerging.COPY
+
+    @property
+    def assigns(self) -> bool:
+        """Whether every token has one slot, whose copy it gets back; slots have sizes then."""
+        return self.unmerging() is Unmerging.COPY
+
+    def search_macs(self, grid: tuple[int, int], remove: int) -> float:
+        """Return what a plan costs per sample beside products, in multiply-accumulates; 0 where it is little."""
+        return 0.0
+
+    def plan(self, view: TokenView, remove: int) -> Plan:
         """Choose which tokens share a slot.
 
         Args:
@@ -99,9 +168,35 @@ class Method(ABC):
             return identity_plan(view.metric.shape[0], view.metric.shape[1], view.metric.device)
         return self._plan(view, remove)
 
+    def replan(self, view: TokenView, remove: int, former: Plan) -> Plan:
+        """Make a plan with the destinations of a former one, and with weights from the tokens as they are now.
+
+        Args:
+            view: The tokens of one site.
+            remove: How many of them go away.
+            former: A plan of this method, for as many tokens and as many that go.
+
+        Raises:
+            PlanError: The method chooses no destinations, or the former plan has another size.
+        """
+        if not self.chooses_destinations:
+            raise PlanError(f"{self.name}: found a request to keep destinations; it chooses none of its own")
+        self._check_view(view)
+        self._check_remove(view.grid, remove)
+        if (former.tokens, former.removed) != (view.metric.shape[1], remove):
+            raise PlanError(
+                f"{self.name}: found a former plan that removes {former.removed} of {former.tokens} tokens; "
+                f"accepted one that removes {remove} of {view.metric.shape[1]}"
+            )
+        return self._replan(view, remove, former) if remove else self.plan(view, remove)
+
     @abstractmethod
-    def _plan(self, view: TokenView, remove: int) -> MergePlan:
+    def _plan(self, view: TokenView, remove: int) -> Plan:
         """Make the plan; the arguments are checked and `remove` is positive."""
+
+    def _replan(self, view: TokenView, remove: int, former: Plan) -> Plan:
+        """As `_plan`, with the destinations of a former plan, for methods that choose some."""
+        raise NotImplementedError
 
     def _check_options(self) -> None:  # noqa: B027 - most methods have nothing to check
         """Raise OptionError for options that do not go together or are out of range."""
@@ -113,12 +208,18 @@ class Method(ABC):
                 f"{self.name}: found tokens of shape {shape} on a {height}x{width} grid; "
                 f"accepted [batch, {height * width}, width]"
             )
-        for what, values in (("ages", view.ages), ("attention", view.attention)):
+        for what in ("ages", "attention", "importance"):
+            values = getattr(view, what)
             if values is not None and tuple(values.shape) != shape[:2]:
                 raise PlanError(
                     f"{self.name}: found {what} of shape {tuple(values.shape)}; accepted {list(shape[:2])}, "
                     "one value per token"
                 )
+        if view.heads is not None and view.heads.query.shape[0::2] != shape[:2]:
+            raise PlanError(
+                f"{self.name}: found queries of shape {tuple(view.heads.query.shape)}; accepted "
+                f"[{shape[0]}, heads, {shape[1]}, channels], one per token and head"
+            )
 
     def _check_remove(self, grid: tuple[int, int], remove: int) -> None:
         most, step = self.capacity(grid), self.quantum()
@@ -139,19 +240,7 @@ def check_window(window: tuple[int, int], name: str) -> None:
         )
 
 
-def check_age_sign(sign: int, name: str) -> None:
-    """Raise OptionError unless an age sign is +1 or -1."""
-    if sign not in (1, -1):
-        raise OptionError(f"{name}: found age_sign {sign}; accepted 1 (merge old tokens on) or -1 (fair)")
-
-
 def check_radius(radius: int, name: str) -> None:
     """Raise OptionError unless a radius is zero or more."""
     if radius < 0:
         raise OptionError(f"{name}: found radius {radius}; accepted 0 or more windows")
-
-
-def relative_ages(ages: Tensor) -> Tensor:
-    """Return each age over the mean age of its sample, [B, N] float32 (SDTM, P_fre); 0 before any merge."""
-    values = ages.to(torch.float32)
-    return values / (values.mean(dim=1, keepdim=True) + 1e-6)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sdtm_fx.errors import PlanError
+from sdtm_fx.methods.ages import check_age_sign, relative_ages
 from sdtm_fx.methods.base import (
     Count,
     Method,
@@ -17,10 +18,8 @@ from sdtm_fx.methods.base import (
     TokenView,
     Weight,
     WindowSize,
-    check_age_sign,
     check_radius,
     check_window,
-    relative_ages,
 )
 from sdtm_fx.methods.matching import best_match, plan_best, split_windows
 from sdtm_fx.methods.neighbours import best_neighbour

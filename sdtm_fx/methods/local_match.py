@@ -5,17 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from sdtm_fx.methods.base import (
-    Method,
-    Radius,
-    TokenView,
-    Weight,
-    WindowSize,
-    check_age_sign,
-    check_radius,
-    check_window,
-    relative_ages,
-)
+from sdtm_fx.methods.ages import check_age_sign, relative_ages
+from sdtm_fx.methods.base import Method, Radius, TokenView, Weight, WindowSize, check_radius, check_window
 from sdtm_fx.methods.matching import AGED, Target, choose_targets, plan_best, split_windows
 from sdtm_fx.methods.neighbours import best_neighbour
 from sdtm_fx.plan import MergePlan

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from sdtm_fx.hashing import hash_index
 from sdtm_fx.methods.base import TokenView
-from sdtm_fx.plan import MergePlan, plan_from_parents, take_rows
+from sdtm_fx.plan import MergePlan, plan_from_parents
+from sdtm_fx.rows import take_rows
 from sdtm_fx.similarity import inverse_norms, without_autocast
 from sdtm_fx.windows import Windows
 
@@ -75,6 +76,32 @@ def best_match(metric: Tensor, sources: Tensor, targets: Tensor) -> tuple[Tensor
             places.append(place)
     partner = targets.expand(metric.shape[0], -1).gather(1, torch.cat(places, dim=1))
     return torch.cat(cosines, dim=1), partner
+
+
+def nearest_on_grid(grid: tuple[int, int], sources: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Find the target that is nearest to every source on the grid.
+
+    Args:
+        grid: Height and width in tokens.
+        sources: [B, S] int64 tokens.
+        targets: [B, T] int64 tokens.
+
+    Returns:
+        Squared distance [B, S] float32, exact, and the target token [B, S] int64 (the first on ties).
+    """
+    step = max(1, _TABLE_ELEMENTS // max(1, targets.numel()))
+    goal_row, goal_column = _places(targets[:, None], grid[1])
+    distances, places = [], []
+    for piece in sources.split(step, dim=1):
+        row, column = _places(piece[..., None], grid[1])
+        distance, place = ((row - goal_row).square() + (column - goal_column).square()).min(dim=2)
+        distances.append(distance)
+        places.append(place)
+    return torch.cat(distances, dim=1), targets.gather(1, torch.cat(places, dim=1))
+
+
+def _places(tokens: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    return tokens.div(width, rounding_mode="floor").float(), tokens.remainder(width).float()
 
 
 def plan_best(sources: Tensor, partner: Tensor, rank: Tensor, remove: int, tokens: int) -> MergePlan:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sdtm_fx.plan import take_rows
+from sdtm_fx.rows import take_rows
 from sdtm_fx.similarity import inverse_norms, without_autocast
 from sdtm_fx.windows import Windows
 

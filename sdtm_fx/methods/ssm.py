@@ -10,15 +10,8 @@ from pydantic import StrictBool
 from torch import Tensor
 
 from sdtm_fx.hashing import hash_words
-from sdtm_fx.methods.base import (
-    Method,
-    TokenView,
-    Weight,
-    WindowSize,
-    check_age_sign,
-    check_window,
-    relative_ages,
-)
+from sdtm_fx.methods.ages import check_age_sign, relative_ages
+from sdtm_fx.methods.base import Method, TokenView, Weight, WindowSize, check_window
 from sdtm_fx.methods.whole_windows import plan_windows
 from sdtm_fx.plan import MergePlan
 from sdtm_fx.similarity import window_mean, window_similarity
@@ -94,9 +87,7 @@ class SSM(Method):
         return alike if self.select == "similar" else -alike
 
     def count_above(self, view: TokenView, threshold: float) -> Tensor:
-        """Return how many tokens go when every window with a score of `threshold` or more is merged.
-
-        This is what an adaptive threshold (SDTM*) counts; turning it into a static number is the caller's.
+        """Return how many tokens go when every window with a score of `threshold` or more is merged (SDTM*).
 
         Returns:
             [B] int64, on the device of the tokens.

@@ -5,17 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-from pydantic import StrictBool
-
-from sdtm_fx.methods.base import Method, TokenView, WindowSize, check_window
-from sdtm_fx.methods.matching import best_match, choose_targets, plan_best, split_windows
-from sdtm_fx.plan import MergePlan
-from sdtm_fx.windows import Windows
+from sdtm_fx.methods.cells import CellMatching
 
 
 @dataclass(frozen=True, kw_only=True)
-class ToMe(Method):
+class ToMe(CellMatching):
     """One token per cell absorbs; of all others, the most similar to any absorbing token are merged.
 
     Tokens outside whole cells may be merged but absorb nothing, as in ToMeSD. The draw comes from a hash
@@ -35,21 +29,3 @@ class ToMe(Method):
     """
 
     name: Literal["tome"] = "tome"
-    window: WindowSize = (2, 2)
-    random: StrictBool = True
-
-    def _check_options(self) -> None:
-        check_window(self.window, self.name)
-
-    def capacity(self, grid: tuple[int, int]) -> int:
-        """Return the number of tokens that do not absorb; nothing goes on a grid without a whole cell."""
-        cells = Windows(grid, self.window).count
-        return grid[0] * grid[1] - cells if cells else 0
-
-    def _plan(self, view: TokenView, remove: int) -> MergePlan:
-        windows = Windows(view.grid, self.window)
-        target = choose_targets(view, windows, "random" if self.random else "first")
-        targets, others = split_windows(windows, target)
-        sources = torch.cat([others, windows.leftovers(view.metric.device)[None]], dim=1)
-        cosine, partner = best_match(view.metric, sources, targets)
-        return plan_best(sources, partner, cosine, remove, view.metric.shape[1])

@@ -6,13 +6,13 @@ from sdtm_fx.recipe.editor_schema import json_schema
 from sdtm_fx.recipe.extend import list_recipes
 from sdtm_fx.recipe.load import RecipeLike, load_recipe
 from sdtm_fx.recipe.match import compile_match, near_misses
-from sdtm_fx.recipe.ratio import ConstantRatio, CurveRatio, ListRatio, Ratio, ThresholdRatio, peak
-from sdtm_fx.recipe.schema import (
+from sdtm_fx.recipe.ratio import ConstantRatio, CurveRatio, FullRatio, ListRatio, Ratio, ThresholdRatio, peak
+from sdtm_fx.recipe.schema import Recipe
+from sdtm_fx.recipe.sections import (
     KeepDense,
     PassSwitches,
     PlanSharing,
     PromptWeight,
-    Recipe,
     Reuse,
     SiteSpec,
     Stage,
@@ -23,6 +23,7 @@ __all__ = [
     "ConstantRatio",
     "CurveRatio",
     "FixedGrid",
+    "FullRatio",
     "Grid",
     "IdsGrid",
     "InputSpec",

@@ -6,18 +6,17 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from sdtm_fx.errors import nearest
-from sdtm_fx.methods import SSM, Method, Skip
+from sdtm_fx.methods import Skip
+from sdtm_fx.recipe.check_keys import check_keys, check_proportional
+from sdtm_fx.recipe.check_layers import check_layers, check_reduce
+from sdtm_fx.recipe.check_plans import check_destinations, check_importance, check_sharing
+from sdtm_fx.recipe.check_ratios import check_ratios
+from sdtm_fx.recipe.check_spans import check_spans
 from sdtm_fx.recipe.match import compile_match
 from sdtm_fx.recipe.problems import KeyPath, Problem, misfit, show_choices
-from sdtm_fx.recipe.ratio import Ratio, ThresholdRatio, peak
-from sdtm_fx.recipe.tokens import FixedGrid
 
 if TYPE_CHECKING:
     from sdtm_fx.recipe.schema import Recipe
-
-# A grid that common windows divide: what a method can remove of it is what it can remove at best.
-_EVEN_GRID = (840, 840)
-_TOLERANCE = 1e-9
 
 
 def find_problems(recipe: Recipe) -> tuple[Problem, ...]:
@@ -27,14 +26,22 @@ def find_problems(recipe: Recipe) -> tuple[Problem, ...]:
         *_check_matches(recipe),
         *_check_ends(recipe),
         *_check_stage_sites(recipe),
-        *_check_ratios(recipe),
+        *check_ratios(recipe),
         *_check_reuse(recipe),
-        *_check_sharing(recipe),
+        *check_sharing(recipe),
+        *check_destinations(recipe),
+        *check_layers(recipe),
+        *check_reduce(recipe),
+        *check_importance(recipe),
+        *check_keys(recipe),
+        *check_proportional(recipe),
+        *check_spans(recipe),
     )
 
 
 def _check_names(recipe: Recipe) -> Iterator[Problem]:
     yield from _duplicates([site.id for site in recipe.sites], "sites", "id")
+    yield from _check_span_names(recipe)
     yield from _duplicates([stage.name for stage in recipe.stages], "stages", "name")
     for index, stage in enumerate(recipe.stages):
         for position, site in enumerate(stage.sites):
@@ -47,6 +54,16 @@ def _check_names(recipe: Recipe) -> Iterator[Problem]:
             yield misfit(
                 ("plan", "share", position), f"{share!r} a second time", "each of 'cfg', 'batch' once"
             )
+
+
+def _check_span_names(recipe: Recipe) -> Iterator[Problem]:
+    taken = [site.id for site in recipe.sites]
+    for index, span in enumerate(recipe.spans):
+        if span.id in taken:
+            yield misfit(
+                ("spans", index, "id"), f"{span.id!r} a second time", "a different id for each site and span"
+            )
+        taken.append(span.id)
 
 
 def _duplicates(names: Sequence[str], section: str, key: str) -> Iterator[Problem]:
@@ -64,6 +81,7 @@ def _check_matches(recipe: Recipe) -> Iterator[Problem]:
         for index, layer in enumerate(recipe.keep_dense.layers)
         if isinstance(layer, str)
     ]
+    patterns += [(("layers", index, "match"), rule.match) for index, rule in enumerate(recipe.layers)]
     for path, pattern in patterns:
         try:
             compile_match(pattern)
@@ -86,52 +104,19 @@ def _check_ends(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _check_stage_sites(recipe: Recipe) -> Iterator[Problem]:
-    known = {site.id: site for site in recipe.sites}
+    known = [site.id for site in recipe.sites] + [span.id for span in recipe.spans]
     has_attention = any(site.kind == "attention" for site in recipe.sites)
     for index, stage in enumerate(recipe.stages):
         for position, site in enumerate(stage.sites):
             if site not in known:
                 path = ("stages", index, "sites", position)
-                yield misfit(
-                    path, f"the unknown site {site!r}", show_choices(list(known)), nearest(site, known)
-                )
-        if "attention" in stage.method.wants() and not has_attention:
+                yield misfit(path, f"the unknown site {site!r}", show_choices(known), nearest(site, known))
+        if stage.method.reads_attention() and not has_attention:
             yield misfit(
                 ("stages", index, "method"),
                 f"{stage.method.name}, which reads attention, in a recipe without a site of kind 'attention'",
                 "a recipe that describes the attention sites too (no stage has to merge them)",
             )
-
-
-def _check_ratios(recipe: Recipe) -> Iterator[Problem]:
-    for index, stage in enumerate(recipe.stages):
-        own: KeyPath = ("stages", index, "ratio")
-        path, ratio = (own, stage.ratio) if stage.ratio is not None else (("ratio",), recipe.ratio)
-        if isinstance(stage.method, Skip):
-            if stage.ratio is not None:
-                yield misfit(own, "a ratio beside method skip", "no ratio: skip removes every token")
-            continue
-        yield from _check_reach(path, ratio, stage.method, recipe, stage.name)
-
-
-def _check_reach(
-    path: KeyPath, ratio: Ratio, method: Method, recipe: Recipe, stage: str
-) -> Iterator[Problem]:
-    grid = recipe.tokens.grid
-    size = (grid.height, grid.width) if isinstance(grid, FixedGrid) else _EVEN_GRID
-    most = method.capacity(size) / (size[0] * size[1])
-    if peak(ratio) > most + _TOLERANCE:
-        reach = f"at most {most:.4g}, which is what {method.name} can remove in stage {stage!r}"
-        yield misfit(
-            path, f"a ratio of up to {peak(ratio):g}", f"{reach} (give the stage its own ratio or window)"
-        )
-    if isinstance(ratio, ThresholdRatio):
-        accepted = "a threshold only for methods that score windows: ssm"
-        if not isinstance(method, SSM):
-            yield misfit(path, f"a threshold for method {method.name}", accepted)
-        elif method.select != "similar":
-            found = f"a threshold for windows that are selected as {method.select!r}"
-            yield misfit(path, found, f"{accepted} with select 'similar'")
 
 
 def _check_reuse(recipe: Recipe) -> Iterator[Problem]:
@@ -151,15 +136,3 @@ def _check_reuse(recipe: Recipe) -> Iterator[Problem]:
         yield misfit(
             ("reuse", "order"), found, f"keep_dense with every_steps, or with first_steps of {needed} or more"
         )
-
-
-def _check_sharing(recipe: Recipe) -> Iterator[Problem]:
-    rotary = {site.id for site in recipe.sites if site.rotary is not None}
-    for index, stage in enumerate(recipe.stages):
-        merged = [site for site in stage.sites if site in rotary]
-        if merged and not isinstance(stage.method, Skip) and "batch" not in recipe.plan.share:
-            yield misfit(
-                ("stages", index, "sites"),
-                f"{merged[0]!r}, whose rotary tables have no batch axis, with a plan per sample",
-                "plan.share with 'batch'",
-            )

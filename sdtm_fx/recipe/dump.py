@@ -35,6 +35,7 @@ def write_yaml(data: Mapping[str, Any]) -> str:
     short = {key: value for key, value in data.items() if value is not None}
     short["inputs"] = {name: _short_input(spec) for name, spec in data["inputs"].items()}
     short["sites"] = [_without_null(site) for site in data["sites"]]
+    short["spans"] = [_without_null(span) for span in data["spans"]]
     short["stages"] = [_without_null(stage) for stage in data["stages"]]
     return yaml.dump(
         short, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True

@@ -20,18 +20,18 @@ _ALTERNATIVES: Mapping[str | int, Callable[[Any], object]] = {
     "method": lambda method: method.get("name"),
 }
 # Lists whose items have a name: a list replaces them, a mapping changes the items that it names.
-_NAMED_ITEMS: Mapping[KeyPath, str] = {("sites",): "id", ("stages",): "name"}
+_NAMED_ITEMS: Mapping[KeyPath, str] = {("sites",): "id", ("spans",): "id", ("stages",): "name"}
 
 
 def merge(base: Source, change: Source) -> Source:
     """Return `base` with `change` laid over it.
 
-    A mapping is merged key by key; a mapping at ``sites`` or ``stages`` changes the items that it names by
+    A mapping is merged key by key; a mapping at ``sites``, ``spans`` or ``stages`` changes the items that it names by
     id or name, by index, or by ``*`` for all; anything else replaces what is there. A ratio, grid or method
     of another kind replaces the one below it.
 
     Raises:
-        RecipeError: `change` names a site or stage that `base` does not have.
+        RecipeError: `change` names a site, span or stage that `base` does not have.
     """
     merging = _Merging(change, dict(base.marks))
     data = merging.mapping(base.data, change.data, (), ())

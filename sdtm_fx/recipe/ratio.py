@@ -68,6 +68,13 @@ class ListRatio(Part):
         return self.values[-1]
 
 
+class FullRatio(Part):
+    """As many tokens as the method of the stage can remove on the grid at hand, at every step."""
+
+    curve: Literal["full"]
+    """Shape of the curve. Kept counts are what they are: `plan.round_to` does not apply."""
+
+
 class ThresholdRatio(Part):
     """SDTM*: what scores at least `threshold` is removed, between two bounds."""
 
@@ -97,19 +104,29 @@ _TAGS: dict[type, str] = {
     CurveRatio: "<curve>",
     ConstantRatio: "<constant>",
     ListRatio: "<list>",
+    FullRatio: "<full>",
     ThresholdRatio: "<threshold>",
 }
-_TAG_OF_CURVE = {"cosine": "<curve>", "linear": "<curve>", "constant": "<constant>", "list": "<list>"}
+_TAG_OF_CURVE = {
+    "cosine": "<curve>",
+    "linear": "<curve>",
+    "constant": "<constant>",
+    "list": "<list>",
+    "full": "<full>",
+}
 
 Ratio: TypeAlias = Annotated[
     Annotated[CurveRatio, Tag("<curve>")]
     | Annotated[ConstantRatio, Tag("<constant>")]
     | Annotated[ListRatio, Tag("<list>")]
+    | Annotated[FullRatio, Tag("<full>")]
     | Annotated[ThresholdRatio, Tag("<threshold>")],
     Discriminator(ratio_tag),
 ]
 
 
-def peak(ratio: Ratio) -> float:
-    """Return the largest fraction that a ratio ever asks to remove."""
+def peak(ratio: Ratio) -> float | None:
+    """Return the largest fraction that a ratio ever asks to remove; None where the method says it."""
+    if isinstance(ratio, FullRatio):
+        return None
     return max(ratio.values) if isinstance(ratio, ListRatio) else max(ratio.start, ratio.end)

@@ -11,111 +11,27 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from sdtm_fx.methods import AnyMethod
 from sdtm_fx.recipe.check import find_problems
 from sdtm_fx.recipe.dump import write_yaml
 from sdtm_fx.recipe.extend import plain_source, read_file, read_named, resolve
+from sdtm_fx.recipe.layers import LayerRule
 from sdtm_fx.recipe.merge import merge, nested
-from sdtm_fx.recipe.part import Count, Label, Part, Positive, RecipeName, Text
+from sdtm_fx.recipe.part import Part, RecipeName, Text
 from sdtm_fx.recipe.ratio import Ratio
+from sdtm_fx.recipe.sections import (
+    KeepDense,
+    PassSwitches,
+    PlanSharing,
+    PromptWeight,
+    Reuse,
+    SiteSpec,
+    Stage,
+)
+from sdtm_fx.recipe.span import SpanSpec
 from sdtm_fx.recipe.tokens import Input, Tokens
 from sdtm_fx.recipe.validate import validate
 from sdtm_fx.recipe.yaml_source import Source, read_yaml
-
-
-class SiteSpec(Part):
-    """An attention or feed-forward module whose image tokens may be merged."""
-
-    id: Label
-    """Name that stages use."""
-    kind: Literal["attention", "feed_forward"]
-    """What the module computes."""
-    match: Text
-    """Glob over module paths (``*`` stays between dots, ``**`` does not), or ``re:`` and an expression."""
-    input: Count | Text = 0
-    """Argument of the module that carries the tokens: its position or its name."""
-    output: Count | None = None
-    """Index of the tokens in the tuple that the module returns; absent: it returns the tokens alone."""
-    prefix: Text | None = None
-    """Argument of the block whose length is the number of leading tokens that are not image."""
-    rotary: Text | None = None
-    """Argument of the module that carries the rotary tables (cos, sin), [sequence, channels] each."""
-    expect: Positive | None = None
-    """Exact number of modules that match; absent: at least one."""
-
-
-class Stage(Part):
-    """A span of denoising steps with one method and one set of sites."""
-
-    name: Label
-    """Name in reports."""
-    until: Annotated[float, Field(gt=0, le=1)]
-    """Fraction of the denoising steps at which the stage ends; the last stage ends at 1."""
-    sites: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Ids of the sites that are merged."""
-    method: AnyMethod
-    """What decides which tokens are merged, with its options."""
-    ratio: Ratio | None = None
-    """Ratio in this stage; absent: the ratio of the recipe."""
-
-
-class KeepDense(Part):
-    """Steps and layers that are left as they are."""
-
-    first_steps: Count = 1
-    """Number of leading steps."""
-    last_steps: Count = 1
-    """Number of trailing steps."""
-    every_steps: Annotated[int, Field(ge=2)] | Annotated[float, Field(gt=1)] | None = None
-    """Every so many steps one is dense, counted from the first; it refreshes what `reuse` needs. A fraction
-    spreads dense steps evenly: with 1.5, every third step is not dense."""
-    layers: tuple[int | Text, ...] = ()
-    """Blocks that are never merged: indices (negative: from the end) or globs over block paths."""
-
-
-class Reuse(Part):
-    """What merged positions take from earlier dense steps."""
-
-    order: Literal[0, 1]
-    """0 copies the last dense step, 1 extrapolates the last two."""
-    weight: Annotated[float, Field(ge=0, le=1)]
-    """Share of the newly computed value at merged positions; the rest is the forecast."""
-
-
-class PlanSharing(Part):
-    """How far one merge plan reaches."""
-
-    share: tuple[Literal["cfg", "batch"], ...] = ()
-    """``cfg``: one plan for both guidance halves; ``batch``: one plan for every sample."""
-    every_layers: Positive = 1
-    """Number of consecutive blocks that share a plan."""
-    every_steps: Positive = 1
-    """Number of consecutive steps that share a plan."""
-    round_to: Positive = 64
-    """Kept counts are multiples of this where the sequence allows."""
-    ages: Literal["step", "call"] = "step"
-    """Whether token ages count denoising steps, or calls of the method (the released SDTM code)."""
-
-
-class PromptWeight(Part):
-    """Step-dependent weight of the text keys in attention: its logarithm is added to their logits."""
-
-    start: Annotated[float, Field(ge=0.25, le=4)] = 1.0
-    """Weight at the first step; 1 changes nothing."""
-    end: Annotated[float, Field(ge=0.25, le=4)] = 1.0
-    """Weight at the last step, reached linearly."""
-
-
-class PassSwitches(Part):
-    """Optional graph passes."""
-
-    sink_unmerge: bool = True
-    """Move elementwise work in front of the unmerge."""
-    split_projection: bool = True
-    """Split a projection of joined branches (FLUX single blocks), so that one branch can stay merged."""
-    gather_rotary: bool = True
-    """Let rotary tables follow the tokens. Without it they are cut to length, which puts most merged tokens
-    in a wrong place: what a merge that does not know of positions would do, for comparison."""
+from sdtm_fx.recipe.younger import without_younger
 
 
 class Recipe(Part):
@@ -151,12 +67,16 @@ class Recipe(Part):
     """Arguments of the model in an example call: what capture and the cost model run."""
     sites: Annotated[tuple[SiteSpec, ...], Field(min_length=1)]
     """Modules whose image tokens may be merged."""
+    spans: tuple[SpanSpec, ...] = ()
+    """Runs of blocks between which image tokens may stay merged."""
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
     """Spans of denoising steps, in order."""
     ratio: Ratio
     """Fraction of the image tokens that is removed, over the steps."""
     keep_dense: KeepDense = KeepDense()
     """Steps and layers that are left as they are."""
+    layers: tuple[LayerRule, ...] = ()
+    """Blocks that remove less than the others, or make something else of a slot."""
     reuse: Reuse | None = None
     """What merged positions take from earlier dense steps; absent: copies of their slot, as in the paper."""
     plan: PlanSharing = PlanSharing()
@@ -232,6 +152,15 @@ class Recipe(Part):
         """Validate data whose `extends` is already resolved, and blame the lines it was written on."""
         return validate(cls, source)
 
+    def wants(self, what: str) -> bool:
+        """Whether the method of some stage reads something beside the tokens, for instance "attention"."""
+        return any(what in stage.method.wants() for stage in self.stages)
+
+    @property
+    def reads_halves(self) -> bool:
+        """Whether it matters that a batch stacks guidance halves."""
+        return "cfg" in self.plan.share or self.wants("importance")
+
     def to_data(self) -> dict[str, Any]:
         """Return the recipe as plain data, every default written out."""
         return self.model_dump(mode="json")
@@ -242,10 +171,9 @@ class Recipe(Part):
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of the content: equal for equal recipes, however they were written."""
-        data = self.to_data()
-        if data["gate"] == "auto":
-            del data["gate"]  # younger than version 1: recipes that say nothing keep the hash that they had
-        text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        text = json.dumps(
+            without_younger(self.to_data()), sort_keys=True, separators=(",", ":"), ensure_ascii=True
+        )
         return hashlib.sha256(text.encode()).hexdigest()
 
     def override(self, changes: Mapping[str, Any] | None = None, /, **sections: Any) -> Recipe:

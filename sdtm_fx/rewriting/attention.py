@@ -16,7 +16,6 @@ from sdtm_fx.capture.arguments import Signature, flatten, pick_leaves
 from sdtm_fx.capture.blocks import capture_block
 from sdtm_fx.capture.tracer import Capture
 from sdtm_fx.errors import SiteError
-from sdtm_fx.sites.region import descends_from
 
 
 @dataclass(frozen=True)
@@ -28,9 +27,10 @@ class AttentionGraph:
         module: The attention module.
         arguments: The nodes of the block graph that are passed for the placeholders.
         operation: The node that computes attention.
-        query: Its query, [B, H, L, d] or [B, L, H, d].
+        query: Its query, [B, H, L, d] or [B, L, H, d], or [B * H, L, d] where heads are folded into the batch.
         key: Its key, alike.
-        sequence: The axis of L in query and key.
+        value: Its value, alike.
+        sequence: The axis of L in all three.
         entry: The placeholder that carries the site's tokens.
     """
 
@@ -40,6 +40,7 @@ class AttentionGraph:
     operation: fx.Node
     query: fx.Node
     key: fx.Node
+    value: fx.Node
     sequence: int
     entry: fx.Node
 
@@ -66,14 +67,16 @@ def open_attention(call: fx.Node, module: torch.nn.Module, slot: int | str, wher
         )
     operation = operations[0]
     tokens = signature.names[slot] if isinstance(slot, int) else slot
+    key = _operand(operation, 1, "key")
     return AttentionGraph(
         graph=capture.graph,
         module=module,
         arguments=pick_leaves(capture.key, bound),
         operation=operation,
         query=_operand(operation, 0, "query"),
-        key=_operand(operation, 1, "key"),
-        sequence=1 if operation.target is dispatch_attention_fn else 2,
+        key=key,
+        value=_operand(operation, 2, "value"),
+        sequence=1 if operation.target is dispatch_attention_fn else key.meta["val"].ndim - 2,
         entry=next(n for n in capture.graph.nodes if n.op == "placeholder" and n.target == tokens),
     )
 
@@ -118,10 +121,34 @@ def image_span(opened: AttentionGraph, prefix: fx.Node | None) -> tuple[Any, fx.
         axis = _cat_axis(cat)
         for part in cat.args[0]:  # type: ignore[union-attr]
             size = graph.call_method("size", (part, axis))
-            if descends_from(part, opened.entry):  # type: ignore[arg-type]
+            if carries(part, opened.entry):  # type: ignore[arg-type]
                 return start, size
             start = size if start == 0 else graph.call_function(operator.add, (start, size))
     raise SiteError("no part of the keys comes from the image tokens")
+
+
+def carries(node: fx.Node, source: fx.Node) -> bool:
+    """Whether numbers of `source` go into a value; a shape that is read off it does not count."""
+    seen, pending = {node}, [node]
+    while pending:
+        current = pending.pop()
+        if current is source:
+            return True
+        inputs = {n for n in current.all_input_nodes if _holds_tensors(n.meta.get("val"))} - seen
+        seen |= inputs
+        pending += inputs
+    return False
+
+
+def _holds_tensors(value: object) -> bool:
+    return isinstance(value, torch.Tensor) or (
+        isinstance(value, tuple | list) and any(map(_holds_tensors, value))
+    )
+
+
+def has_text(opened: AttentionGraph, start: Any) -> bool:
+    """Whether there are keys beside those of the image tokens; `start` is what `image_span` says."""
+    return _sequence_cat(opened) is not None or isinstance(start, fx.Node)
 
 
 def _sequence_cat(opened: AttentionGraph) -> fx.Node | None:

@@ -15,18 +15,21 @@ from sdtm_fx.capture.hooked import hooks_bypassed
 from sdtm_fx.capture.stand_ins import weights_in_place
 from sdtm_fx.clock import Clock
 from sdtm_fx.cost.gate import subsets
-from sdtm_fx.cost.gating import add_variants
+from sdtm_fx.cost.gate_variants import add_variants
 from sdtm_fx.cost.model import CostModel, MeasuredBlock, sites_of
 from sdtm_fx.cost.profile import DeviceKey, DeviceProfile
 from sdtm_fx.cost.profile_cache import load_profiles
-from sdtm_fx.errors import NothingMatched
+from sdtm_fx.errors import NothingMatched, SiteError
 from sdtm_fx.recipe.match import compile_match
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.recipe.tokens import FixedGrid
+from sdtm_fx.rewriting.layers import layer_rates, ruled_blocks, scales_of
 from sdtm_fx.rewriting.programs import ProgramCache
 from sdtm_fx.rewriting.rewriting import Rewriting
+from sdtm_fx.rewriting.spans import Spans, active_span, resolve_spans, uses_spans
 from sdtm_fx.rewriting.work import SitePlace
 from sdtm_fx.runtime.binding import BlockBinding
+from sdtm_fx.runtime.call import Variant
 from sdtm_fx.runtime.grid import GridReader
 from sdtm_fx.runtime.runtime import Runtime
 from sdtm_fx.runtime.schedules import Schedules
@@ -53,33 +56,52 @@ def prepare(model: torch.nn.Module, recipe: Recipe, example: Mapping[str, Any] |
     outer = capture_outer(model, places, _example(model, recipe, size, example))
     order = list(dict.fromkeys(call.path for call in outer.calls))
     kept = _kept_blocks(recipe, order)
+    layers = layer_rates(recipe, order, kept)
     cache = ProgramCache(recipe)
-    blocks = _rewrite_blocks(model, recipe, outer, places, order, kept, cache)
+    ids = {path: [recipe.sites[p.site_index].id for p in inside] for path, inside in places.items()}
+    spans = resolve_spans(model, recipe, outer.calls, kept, ids, ruled_blocks(recipe, order))
+    blocks = _rewrite_blocks(model, recipe, outer, places, spans, order, kept, cache)
     measured_by_size = example is None and not isinstance(recipe.tokens.grid, FixedGrid)
     grid = size.grid if measured_by_size else GridReader(recipe.tokens.grid).read(example or {})
-    profiles = load_profiles() if recipe.gate == "auto" else {}
+    # The gate weighs sites one by one; the blocks of a span stand or fall together.
+    profiles = load_profiles() if recipe.gate == "auto" and not uses_spans(recipe) else {}
     cost = CostModel(
-        recipe, tuple(blocks.values()), grid, text_length(recipe, outer.arguments), bool(profiles)
+        recipe, tuple(blocks.values()), grid, text_length(recipe, outer.arguments), bool(profiles), layers
     )
     for block in cost.blocks if profiles else ():
         add_variants(recipe, cache, block)
     # Measured now, while the example calls still fit the weights: `.to(dtype)` or `.to(device)` may follow.
     for block, stage in itertools.product(cost.blocks, range(len(recipe.stages))):
         with hooks_bypassed(block.block), outer.mode, weights_in_place(block.block, block.leaves):
-            cost.block_cost(block, stage)
+            _measure(recipe, cost, block, stage)
             _measure_subsets(recipe, cost, block, stage, profiles)
     schedules = Schedules(recipe, cost, cache.refreshes, profiles)
     groups = tuple({block.index // recipe.plan.every_layers: None for block in cost.blocks})
-    runtime = Runtime(recipe, Clock(), Signature.of(type(model).forward), schedules, groups=groups)
+    runtime = Runtime(recipe, Clock(), Signature.of(type(model).forward), schedules, groups, layers)
     return Rewriting(
         recipe=recipe,
         runtime=runtime,
         schedules=schedules,
         cache=cache,
-        bindings=_bind(runtime, cache, blocks, places),
+        bindings=_bind(runtime, cache, blocks, places, spans),
         kept=tuple(path for path in order if path in kept),
         outer=outer.graph,
     )
+
+
+def _measure(recipe: Recipe, cost: CostModel, block: MeasuredBlock, stage: int) -> None:
+    """Measure a block in a stage; a block of a span shows here whether it runs on fewer tokens."""
+    place = active_span(recipe, block.program.spans, Variant(stage=stage))
+    try:
+        cost.block_cost(block, stage)
+    except RuntimeError as error:
+        if place is None:
+            raise
+        span = recipe.spans[place.span_index]
+        raise SiteError(
+            f"span {span.id!r}: {block.path} does not run on fewer image tokens: {error} (where its attention is "
+            "given rotary tables, name their argument with `rotary`)"
+        ) from error
 
 
 def _measure_subsets(
@@ -119,6 +141,7 @@ def _rewrite_blocks(
     recipe: Recipe,
     outer: OuterCapture,
     places: dict[str, tuple[SitePlace, ...]],
+    spans: Mapping[str, Spans],
     order: list[str],
     kept: set[str],
     cache: ProgramCache,
@@ -128,12 +151,13 @@ def _rewrite_blocks(
     for call in outer.calls:
         if call.path not in kept:
             block = model.get_submodule(call.path)
-            program = cache.program(block, call.key, call.leaves, places[call.path])
+            program = cache.program(block, call.key, call.leaves, places[call.path], spans.get(call.path, ()))
             index = order.index(call.path)
             blocks[call.path, call.key] = MeasuredBlock(call.path, block, program, call.leaves, index)
     if not blocks:
         raise NothingMatched(
-            f"recipe {recipe.name!r}: keep_dense.layers keeps every block; nothing is left to merge"
+            f"recipe {recipe.name!r}: keep_dense.layers and layers with scale 0 keep every block; "
+            "nothing is left to merge"
         )
     return blocks
 
@@ -143,18 +167,21 @@ def _bind(
     cache: ProgramCache,
     blocks: Mapping[tuple[str, Key], MeasuredBlock],
     places: dict[str, tuple[SitePlace, ...]],
+    spans: Mapping[str, Spans],
 ) -> dict[str, BlockBinding]:
     bindings: dict[str, BlockBinding] = {}
     for (path, key), block in blocks.items():
         if path not in bindings:
             signature = Signature.of(type(block.block).forward)
-            bindings[path] = BlockBinding(runtime, cache, path, block.index, signature, places[path])
+            bindings[path] = BlockBinding(
+                runtime, cache, path, block.index, signature, places[path], spans.get(path, ())
+            )
         bindings[path].programs[key] = block.program
     return bindings
 
 
 def _kept_blocks(recipe: Recipe, order: list[str]) -> set[str]:
-    kept: set[str] = set()
+    kept = {path for path, scale in scales_of(recipe, order).items() if scale == 0}
     for layer in recipe.keep_dense.layers:
         if isinstance(layer, int):
             if not -len(order) <= layer < len(order):

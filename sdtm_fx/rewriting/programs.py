@@ -9,18 +9,18 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx
 
+from sdtm_fx.base_plan import Unmerging
 from sdtm_fx.capture.arguments import Key, Leaf
 from sdtm_fx.capture.blocks import capture_block
-from sdtm_fx.capture.hooked import traits
 from sdtm_fx.capture.tracer import Capture
-from sdtm_fx.errors import SiteError
 from sdtm_fx.recipe.ratio import ThresholdRatio
 from sdtm_fx.recipe.schema import Recipe
-from sdtm_fx.rewriting.attention import attention_text, has_attention
 from sdtm_fx.rewriting.codegen import BlockFunction, copy_graph, graph_function
 from sdtm_fx.rewriting.runner import run_passes
+from sdtm_fx.rewriting.spans import Spans, active_span
+from sdtm_fx.rewriting.structure import attention_texts, confirm_kinds, leaf_traits
 from sdtm_fx.rewriting.work import BlockWork, Pass, SitePlace
-from sdtm_fx.runtime import ops
+from sdtm_fx.runtime import ops, span_ops
 from sdtm_fx.runtime.call import Variant
 
 
@@ -36,7 +36,9 @@ class Program:
         applied: How often each pass applied, by variant.
         said: What passes noted, in order.
         places: The sites in it.
+        spans: What it is in the spans of the recipe.
         features: By variant, the names of the features that it stores (dense steps) or reads (stages).
+        moved: By variant, the channels that are brought into slots and back, over all merges and unmerges.
     """
 
     captured: fx.Graph
@@ -46,7 +48,9 @@ class Program:
     applied: dict[Variant, dict[str, int]]
     said: dict[str, None]
     places: tuple[SitePlace, ...]
+    spans: Spans = ()
     features: dict[Variant, frozenset[str]] = field(default_factory=dict)
+    moved: dict[Variant, int] = field(default_factory=dict)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -72,7 +76,12 @@ class ProgramCache:
     programs: dict[tuple[object, ...], Program] = field(default_factory=dict)
 
     def program(
-        self, block: torch.nn.Module, key: Key, leaves: list[Leaf], places: tuple[SitePlace, ...]
+        self,
+        block: torch.nn.Module,
+        key: Key,
+        leaves: list[Leaf],
+        places: tuple[SitePlace, ...],
+        spans: Spans = (),
     ) -> Program:
         """Capture a block for one structure of call, and rewrite it unless an equal one was.
 
@@ -81,6 +90,7 @@ class ProgramCache:
             key: Structure of the call.
             leaves: Example values, fake or real.
             places: The sites of the recipe in this block.
+            spans: What it is in the spans of the recipe.
 
         Raises:
             CaptureError: The block cannot be traced.
@@ -89,10 +99,10 @@ class ProgramCache:
         """
         capture = capture_block(block, key, leaves)
         sites = tuple((p.site_index, p.local) for p in places)
-        opened = _attention_texts(self.recipe, block, capture, places)
-        structure = (key, str(capture.graph), _leaf_traits(block, capture), sites, opened)
+        opened = attention_texts(self.recipe, block, capture, places)
+        structure = (key, str(capture.graph), leaf_traits(block, capture), sites, spans, opened)
         if structure not in self.programs:
-            self.programs[structure] = _rewrite(self.recipe, block, capture, places)
+            self.programs[structure] = _rewrite(self.recipe, block, capture, places, spans)
         return self.programs[structure]
 
     def gated(self, program: Program, block: torch.nn.Module, variant: Variant) -> None:
@@ -140,18 +150,25 @@ def dense_variant(recipe: Recipe, stage: int) -> Variant:
 
 
 def _first_that_reads_alike(recipe: Recipe, stage: int) -> int:
-    def reads(index: int) -> tuple[frozenset[str], bool]:
-        return frozenset(recipe.stages[index].sites), not recipe.stages[index].method.merges
+    keyed = {site.id for site in recipe.sites if site.merge == "keys"}
+
+    def reads(index: int) -> tuple[frozenset[str], bool, Unmerging]:
+        method = recipe.stages[index].method
+        return frozenset(recipe.stages[index].sites) - keyed, not method.merges, method.unmerging()
 
     return next(i for i in range(stage + 1) if reads(i) == reads(stage))
 
 
 def _rewrite(
-    recipe: Recipe, block: torch.nn.Module, capture: Capture, places: tuple[SitePlace, ...]
+    recipe: Recipe,
+    block: torch.nn.Module,
+    capture: Capture,
+    places: tuple[SitePlace, ...],
+    spans: Spans,
 ) -> Program:
-    _confirm_kinds(recipe, block, capture, places)
+    confirm_kinds(recipe, block, capture, places)
     dense = graph_function(capture.graph, block, f"{type(block).__name__}_captured")
-    program = Program(capture.graph, dense, {}, {}, {}, {}, places)
+    program = Program(capture.graph, dense, {}, {}, {}, {}, places, spans)
     for variant in variants_of(recipe):
         _add_variant(recipe, block, program, variant)
     return program
@@ -163,19 +180,32 @@ def _add_variant(recipe: Recipe, block: torch.nn.Module, program: Program, varia
     attention = tuple(p for p in program.places if recipe.sites[p.site_index].kind == "attention")
     handled = _sites_of(recipe, variant)
     active = tuple(p for p in program.places if recipe.sites[p.site_index].id in handled)
-    if not active and (recipe.prompt is None or not attention):
+    if variant.stage is None and variant.measure is None:  # where keys alone are merged, nothing is stored
+        active = tuple(p for p in active if recipe.sites[p.site_index].merge == "tokens")
+    span = active_span(recipe, program.spans, variant)
+    if not active and span is None and (recipe.prompt is None or not attention):
         return
     if variant == Variant(stage=None) and recipe.prompt is None:
         return
-    work = BlockWork(copy_graph(program.captured), block, recipe, variant, active, attention)
+    work = BlockWork(copy_graph(program.captured), block, recipe, variant, active, attention, span)
     program.applied[variant] = run_passes(work, passes)
     name = f"{type(block).__name__}_{_label(recipe, variant)}"
     program.functions[variant] = graph_function(work.graph, block, name)
     program.code[variant] = work.graph.python_code("self").src
     program.said.update(dict.fromkeys(work.notes))
+    program.moved[variant] = _moved(work)
     program.features[variant] = frozenset(
         str(n.args[-1]) for n in work.calls(ops.store_feature, ops.forecast_feature, ops.blend_forecast)
     )
+
+
+def _moved(work: BlockWork) -> int:
+    """The channels that a graph brings into slots and back; a span of dense residual merges once more where it ends."""
+    once = work.calls(ops.merge_tokens, ops.unmerge_tokens, ops.blend_forecast, span_ops.enter_span)
+    left = work.calls(span_ops.leave_span)
+    if work.span is not None and work.recipe.spans[work.span.span_index].residual == "dense":
+        left = left * 2
+    return sum(int(n.meta["val"].shape[-1]) for n in (*once, *left))
 
 
 def _sites_of(recipe: Recipe, variant: Variant) -> tuple[str, ...]:
@@ -192,36 +222,3 @@ def _label(recipe: Recipe, variant: Variant) -> str:
         if variant.refresh is None
         else f"dense_for_{recipe.stages[variant.refresh].name}{without}".replace("-", "_")
     )
-
-
-def _leaf_traits(block: torch.nn.Module, capture: Capture) -> tuple[tuple[str, tuple[type, bool, type]], ...]:
-    """What passes may ask about the modules that a graph calls, beside the graph itself."""
-    names = dict.fromkeys(str(n.target) for n in capture.graph.nodes if n.op == "call_module")
-    return tuple((name, traits(block.get_submodule(name))) for name in names)
-
-
-def _attention_texts(
-    recipe: Recipe, block: torch.nn.Module, capture: Capture, places: tuple[SitePlace, ...]
-) -> tuple[str, ...]:
-    """The attention modules that passes look into, as text; their processors are part of the structure."""
-    if recipe.prompt is None and not any("attention" in stage.method.wants() for stage in recipe.stages):
-        return ()
-    locals_ = {p.local for p in places if recipe.sites[p.site_index].kind == "attention"}
-    calls = [n for n in capture.graph.nodes if n.op == "call_module" and n.target in locals_]
-    return tuple(attention_text(call, block.get_submodule(str(call.target))) for call in calls)
-
-
-def _confirm_kinds(
-    recipe: Recipe, block: torch.nn.Module, capture: Capture, places: tuple[SitePlace, ...]
-) -> None:
-    """Check that attention sites compute attention, and feed-forward sites do not."""
-    for place in places:
-        spec = recipe.sites[place.site_index]
-        calls = [n for n in capture.graph.nodes if n.op == "call_module" and n.target == place.local]
-        for call in calls:
-            found = has_attention(call, block.get_submodule(place.local))
-            if found != (spec.kind == "attention"):
-                raise SiteError(
-                    f"site {spec.id!r} at {place.path} is said to be {spec.kind}, but it "
-                    f"{'computes' if found else 'does not compute'} attention"
-                )

@@ -19,7 +19,9 @@ from sdtm_fx.compiling.phases import PhaseKey, host_only, one_phase, own_code
 from sdtm_fx.errors import RewriteError
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewriting.programs import ProgramCache
+from sdtm_fx.rewriting.span_blame import blame_span
 from sdtm_fx.runtime.binding import BlockBinding, Executor
+from sdtm_fx.runtime.call import Call
 from sdtm_fx.runtime.runtime import Runtime
 from sdtm_fx.runtime.schedules import Schedules
 
@@ -185,6 +187,20 @@ class Rewriting:
         own, call = self.former or types.MethodType(type(model).forward, model), self.runtime.call
         if call is None:
             return own(*args, **kwargs)
+        try:
+            return self._run(call, model, own, args, kwargs)
+        except RuntimeError as error:
+            blame_span(self.recipe, self.runtime, model, call, error, compiled=self.executor is not None)
+            raise
+
+    def _run(
+        self,
+        call: Call,
+        model: torch.nn.Module,
+        own: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
         if self.executor is not None:
             return self.executor.run(self, model, own, args, kwargs)
         # Each phase has a code object of its own, for a compiler that comes in from outside.
@@ -236,7 +252,7 @@ def _begin(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 
 
 def _end(model: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    model.__dict__[ATTRIBUTE].runtime.end()
+    model.__dict__[ATTRIBUTE].runtime.end(output)
 
 
 @contextlib.contextmanager

@@ -9,8 +9,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx
 
+from sdtm_fx.base_plan import Unmerging
 from sdtm_fx.capture.guards import expect
-from sdtm_fx.recipe.schema import Recipe, Stage
+from sdtm_fx.recipe.schema import Recipe
+from sdtm_fx.recipe.sections import Stage
+from sdtm_fx.rewriting.opening import OpenedSite
+from sdtm_fx.rewriting.spans import SpanPlace
 from sdtm_fx.runtime import ops
 from sdtm_fx.runtime.call import Variant
 from sdtm_fx.sites.locating import Site
@@ -35,9 +39,11 @@ class BlockWork:
         recipe: The recipe.
         variant: Which steps the graph is for.
         places: Sites of the recipe in this block that this variant handles.
+        span: What the block is in the span that this variant handles, if any.
         attention_places: All attention sites in this block, handled or not: statistics are read there.
         sites: The located sites, by id; filled by the first pass.
         context: The placeholder of the `BlockContext`; added by the first pass.
+        opened: The attention modules that passes have opened, by the id of their site.
         notes: Why something was not done, for `explain`.
     """
 
@@ -47,8 +53,10 @@ class BlockWork:
     variant: Variant
     places: tuple[SitePlace, ...]
     attention_places: tuple[SitePlace, ...] = ()
+    span: SpanPlace | None = None
     sites: dict[str, Site] = field(default_factory=dict)
     context: fx.Node | None = None
+    opened: dict[str, OpenedSite] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -60,6 +68,12 @@ class BlockWork:
     def merges(self) -> bool:
         """Whether tokens are merged, as opposed to stored on a dense step or forecast altogether."""
         return self.stage is not None and self.stage.method.merges
+
+    @property
+    def unmerging(self) -> Unmerging:
+        """What unmerging does to a slot, in the stage that the graph merges for, or stores features for."""
+        index = self.variant.stage if self.variant.stage is not None else self.variant.refresh
+        return Unmerging.COPY if index is None else self.recipe.stages[index].method.unmerging()
 
     @property
     def ctx(self) -> fx.Node:

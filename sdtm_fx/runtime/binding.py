@@ -10,12 +10,13 @@ from typing import Any, Protocol
 
 import torch
 
-from sdtm_fx.capture.arguments import Key, Leaf, Signature, flatten
+from sdtm_fx.capture.arguments import Key, Leaf, Signature, flatten, leaf_names
 from sdtm_fx.capture.guards import GuardFailed
 from sdtm_fx.capture.hooked import clear_inner_forward, set_inner_forward, traits
 from sdtm_fx.rewriting.programs import Program, ProgramCache, dense_variant
+from sdtm_fx.rewriting.spans import Spans
 from sdtm_fx.rewriting.work import SitePlace
-from sdtm_fx.runtime.call import BlockContext, Call, Variant
+from sdtm_fx.runtime.call import BlockContext, Call, OpenSpan, Variant
 from sdtm_fx.runtime.runtime import Runtime
 
 ATTRIBUTE = "_sdtm_fx"
@@ -41,6 +42,7 @@ class BlockBinding:
         index: Its place in the order of execution.
         signature: Parameters of its forward.
         places: The sites of the recipe in it.
+        spans: What it is in the spans of the recipe.
         programs: Rewritten programs by structure of call.
         fingerprint: What the programs assume about the block's modules.
         former: The inner forward that was replaced, if one was set on the instance.
@@ -54,6 +56,7 @@ class BlockBinding:
     index: int
     signature: Signature
     places: tuple[SitePlace, ...]
+    spans: Spans = ()
     programs: dict[Key, Program] = field(default_factory=dict)
     fingerprint: tuple[Any, ...] = ()
     former: Callable[..., Any] | None = None
@@ -76,7 +79,7 @@ class BlockBinding:
             return self.executor.run(self, block, program, own, leaves)
         if variant is None or function is None:
             return self._own(block, args, kwargs)
-        context = BlockContext(call, self.index, self.runtime.planned)
+        context = BlockContext(call, self.index, self.runtime.planned, spans=self.runtime.spans)
         for watch in self.runtime.watchers:
             watch(context, variant)
         try:
@@ -136,9 +139,28 @@ class BlockBinding:
 
     def learn(self, block: torch.nn.Module, key: Key, leaves: list[Leaf]) -> Program:
         """Rewrite the block for a structure of call that has not been seen yet."""
-        program = self.cache.program(block, key, leaves, self.places)
+        program = self.cache.program(block, key, self._dense(key, leaves), self.places, self.spans)
         self.programs[key] = program
         return program
+
+    def _dense(self, key: Key, leaves: list[Leaf]) -> list[Leaf]:
+        """The arguments at full length: inside a span a block is called with merged tokens, and traced without."""
+        for place in self.spans:
+            span = self.cache.recipe.spans[place.span_index]
+            opened = self.runtime.spans.get(span.id)
+            if opened is not None and not place.first:
+                names = leaf_names(key)
+                return [
+                    _stretched(leaf, opened)
+                    if name == span.input and isinstance(leaf, torch.Tensor)
+                    else leaf
+                    for name, leaf in zip(names, leaves, strict=True)
+                ]
+        return leaves
+
+
+def _stretched(tokens: torch.Tensor, span: OpenSpan) -> torch.Tensor:
+    return tokens.new_empty(tokens.shape[0], span.plan.tokens, tokens.shape[2])
 
 
 @functools.cache

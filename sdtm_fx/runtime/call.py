@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 
 import torch
 
+from sdtm_fx.base_plan import Plan
 from sdtm_fx.methods.base import Method
 from sdtm_fx.phase import Phase
+from sdtm_fx.reductions import Reduce
 from sdtm_fx.runtime.state import BranchState
 
 
@@ -50,6 +52,9 @@ class Call:
         threshold: Score above which windows merge (SDTM*), or None.
         salt: 0-d int64 tensor for hash-based draws, or None.
         prompt_bias: 0-d float tensor added to the logits of text keys, or None.
+        removes: Tokens that a block removes, by its number, where that is not what the phase does.
+        reduce: What becomes of the tokens of a slot; None: as the method has it.
+        reduces: The same by number of the block, where a rule of the recipe says so.
         gated: Variants of the blocks in which the cost gate leaves sites out, by module path.
         gated_stores: What these blocks run where they have no features yet, by module path.
     """
@@ -70,8 +75,36 @@ class Call:
     threshold: float | None
     salt: torch.Tensor | None
     prompt_bias: torch.Tensor | None
+    removes: Mapping[int, int] = field(default_factory=dict)
+    reduce: Reduce | None = None
+    reduces: Mapping[int, Reduce] = field(default_factory=dict)
     gated: Mapping[str, Variant] = field(default_factory=dict)
     gated_stores: Mapping[str, Variant] = field(default_factory=dict)
+
+    def reads(self, what: str) -> bool:
+        """Whether the stage's method may read something beside the tokens, for instance "ages"."""
+        return self.method is not None and what in self.method.needs
+
+    def removed_in(self, group: int) -> int:
+        """Tokens that the blocks of a plan group remove; rules see to it that they agree."""
+        first = group * self.every_layers
+        own = (
+            self.removes[block] for block in range(first, first + self.every_layers) if block in self.removes
+        )
+        return next(own, self.phase.remove)
+
+
+@dataclass(frozen=True)
+class OpenSpan:
+    """A span that was entered and not left yet.
+
+    Attributes:
+        plan: Its plan.
+        stream: [B, N, D], the image tokens where it began; None where nothing of them is added again.
+    """
+
+    plan: Plan
+    stream: torch.Tensor | None
 
 
 @dataclass(frozen=True)
@@ -82,6 +115,7 @@ class BlockContext:
         call: The model call in progress.
         block: Index of the block, in the order of execution.
         planned: Plans made in this call, by group; blocks of a group share one.
+        spans: Spans that were entered in this call and not left yet, by id.
         draw: 0-d int64 tensor that stands for the group in hash-based draws; None: the number of the group itself.
     """
 
@@ -89,8 +123,19 @@ class BlockContext:
     block: int
     planned: dict[int, object]
     draw: torch.Tensor | None = None
+    spans: dict[str, OpenSpan] = field(default_factory=dict)
 
     @property
     def group(self) -> int:
         """The plan group of the block."""
         return self.block // self.call.every_layers
+
+    @property
+    def remove(self) -> int:
+        """Tokens that the block removes at each site."""
+        return self.call.removes.get(self.block, self.call.phase.remove)
+
+    @property
+    def reduce(self) -> Reduce | None:
+        """What the block makes of a slot; None: as the method has it."""
+        return self.call.reduces.get(self.block, self.call.reduce)

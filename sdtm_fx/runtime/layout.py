@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sdtm_fx.methods.base import Method, TokenView
-from sdtm_fx.plan import MergePlan
+from sdtm_fx.base_plan import Plan
+from sdtm_fx.methods.base import Method
 from sdtm_fx.runtime.call import Call
 
 
@@ -25,7 +25,7 @@ def lay_out_ages(call: Call, groups: Sequence[int], batch: int, device: torch.de
         batch: Samples in the call.
         device: Of the tokens.
     """
-    if call.method is None or "ages" not in call.method.needs:
+    if not call.reads("ages"):
         return
     shape = (_rows(call, batch), call.grid[0] * call.grid[1])
     with torch.inference_mode(False):
@@ -46,11 +46,12 @@ def lay_out_plans(call: Call, groups: Sequence[int], batch: int, device: torch.d
     state, stage, remove = call.state, call.phase.stage, call.phase.remove
     if not call.keep_plans or stage is None or call.method is None or not call.method.merges:
         return
-    state.held = stage, remove
-    if state.held not in state.laid_out:
-        shape = _plan_of(call.method, call.grid, _rows(call, batch), remove)
-        state.laid_out[state.held] = {group: _empty(shape, device) for group in groups}
-    state.plans = state.laid_out[state.held]
+    if (stage, remove) not in state.laid_out:
+        method, rows = call.method, _rows(call, batch)
+        removed = {group: call.removed_in(group) for group in groups}
+        shapes = {count: _plan_of(method, call.grid, rows, count) for count in set(removed.values())}
+        state.laid_out[stage, remove] = {group: _empty(shapes[removed[group]], device) for group in groups}
+    state.plans = state.laid_out[stage, remove]
 
 
 def _rows(call: Call, batch: int) -> int:
@@ -58,19 +59,12 @@ def _rows(call: Call, batch: int) -> int:
     return 1 if call.share_batch else batch // call.halves
 
 
-def _plan_of(method: Method, grid: tuple[int, int], rows: int, remove: int) -> MergePlan:
+def _plan_of(method: Method, grid: tuple[int, int], rows: int, remove: int) -> Plan:
     """A plan on fake tensors: what its sizes are."""
-    tokens = grid[0] * grid[1]
     with FakeTensorMode():
-        view = TokenView(
-            metric=torch.empty(rows, tokens, 8),
-            grid=grid,
-            ages=torch.empty(rows, tokens, dtype=torch.int32) if "ages" in method.needs else None,
-            attention=torch.empty(rows, tokens) if "attention" in method.needs else None,
-        )
-        return method.plan(view, remove)
+        return method.plan(method.blank_view(rows, grid, 8), remove)
 
 
-def _empty(shape: MergePlan, device: torch.device) -> MergePlan:
+def _empty(shape: Plan, device: torch.device) -> Plan:
     with torch.inference_mode(False):
         return shape.with_tensors(torch.zeros(t.shape, dtype=t.dtype, device=device) for t in shape.tensors())

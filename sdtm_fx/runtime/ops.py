@@ -11,21 +11,28 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 
+from sdtm_fx.attention_score.heads import AttentionHeads
+from sdtm_fx.base_plan import Plan
 from sdtm_fx.errors import PlanError
 from sdtm_fx.hashing import combine
 from sdtm_fx.methods.base import TokenView
-from sdtm_fx.plan import MergePlan
 from sdtm_fx.runtime.call import BlockContext
 from sdtm_fx.runtime.state import Feature
 
 
-def plan_tokens(ctx: BlockContext, metric: torch.Tensor, attention: torch.Tensor | None = None) -> MergePlan:
+def plan_tokens(
+    ctx: BlockContext,
+    metric: torch.Tensor,
+    attention: torch.Tensor | None = None,
+    heads: AttentionHeads | None = None,
+) -> Plan:
     """Make the merge plan of a block, or take the one that it shares.
 
     Args:
         ctx: The block in the current call.
         metric: Tokens that similarity is computed from, [B, N, D].
         attention: Attention that each token received, [B, N], for methods that need it.
+        heads: Queries and keys of the tokens, for methods that need them.
 
     Raises:
         PlanError: The tokens are not those of the grid, or the batch does not split into CFG halves.
@@ -33,49 +40,72 @@ def plan_tokens(ctx: BlockContext, metric: torch.Tensor, attention: torch.Tensor
     call, group = ctx.call, ctx.group
     planned = ctx.planned.get(group)
     if planned is not None:
-        return planned  # type: ignore[return-value]
+        return planned.reduced_by(ctx.reduce)  # type: ignore[attr-defined]
     plan = _kept_plan(ctx)
     advances = call.advance_ages and not call.one_age_counter
     if plan is None:
-        view = _view(ctx, metric, attention)
-        plan = call.method.plan(view, call.phase.remove)  # type: ignore[union-attr]
+        view = _view(ctx, metric, attention, heads)
+        former = None if call.phase.fresh_destinations else _plan_of_an_earlier_step(ctx)
+        plan = (
+            call.method.plan(view, ctx.remove)  # type: ignore[union-attr]
+            if former is None
+            else call.method.replan(view, ctx.remove, former)  # type: ignore[union-attr]
+        )
         if call.threshold is not None:
             call.state.above[group] = call.method.count_above(view, call.threshold).amin()  # type: ignore[union-attr]
         if call.keep_plans:
             call.state.keep_plan(group, plan)
         advances = advances or call.one_age_counter
-    ages = call.state.ages.get(_age_key(ctx))
+    # A stage that does not read ages leaves them alone, whether an earlier generation has made them or not.
+    ages = call.state.ages.get(_age_key(ctx)) if call.reads("ages") else None
     if ages is not None and advances:
         ages.copy_(plan.next_ages(ages))
     if not call.share_batch and call.halves > 1:
         plan = plan.repeat(call.halves)
     ctx.planned[group] = plan
-    return plan
+    return plan.reduced_by(ctx.reduce)
 
 
-def _kept_plan(ctx: BlockContext) -> MergePlan | None:
-    """The plan of an earlier step, where this step reuses it and it removes as much."""
+def _kept_plan(ctx: BlockContext) -> Plan | None:
+    """The plan of an earlier step, where this step reuses it whole."""
+    return None if ctx.call.phase.fresh_plan else _plan_of_an_earlier_step(ctx)
+
+
+def _plan_of_an_earlier_step(ctx: BlockContext) -> Plan | None:
+    """The plan that was kept, where it removes as much as this step."""
     plan = ctx.call.state.plans.get(ctx.group)
-    if ctx.call.phase.fresh_plan or plan is None or plan.removed != ctx.call.phase.remove:
-        return None
-    return plan
+    return None if plan is None or plan.removed != ctx.remove else plan
 
 
 def _age_key(ctx: BlockContext) -> int:
     return 0 if ctx.call.one_age_counter else ctx.group
 
 
-def measure_tokens(ctx: BlockContext, tokens: torch.Tensor, prefix: int) -> torch.Tensor:
-    """On a dense step of SDTM*, count what could be merged, and hand the tokens on unchanged."""
+def measure_tokens(
+    ctx: BlockContext, tokens: torch.Tensor, prefix: int, metric: torch.Tensor | None = None
+) -> torch.Tensor:
+    """On a dense step of SDTM*, count what could be merged, and hand the tokens on unchanged.
+
+    Args:
+        ctx: The block in the current call.
+        tokens: What reaches the site, [B, T + N, D].
+        prefix: T, tokens in front of the image.
+        metric: What image tokens are compared by, [B, N, D], where that is not `tokens`.
+    """
     call = ctx.call
     if ctx.group not in ctx.planned:
-        view = _view(ctx, tokens[:, prefix:], None)
-        above = call.method.count_above(view, call.threshold)  # type: ignore[union-attr]
+        view = _view(ctx, tokens[:, prefix:] if metric is None else metric, None, None)
+        above = call.method.count_above(view, call.threshold)  # type: ignore[union-attr, arg-type]
         call.state.above[ctx.group] = ctx.planned[ctx.group] = above.amin()
     return tokens
 
 
-def _view(ctx: BlockContext, metric: torch.Tensor, attention: torch.Tensor | None) -> TokenView:
+def _view(
+    ctx: BlockContext,
+    metric: torch.Tensor,
+    attention: torch.Tensor | None,
+    heads: AttentionHeads | None,
+) -> TokenView:
     call = ctx.call
     height, width = call.grid
     if metric.shape[1] != height * width:
@@ -86,14 +116,19 @@ def _view(ctx: BlockContext, metric: torch.Tensor, attention: torch.Tensor | Non
     metric = _shared(metric, call.share_batch, call.halves)
     if attention is not None:
         attention = _shared(attention, call.share_batch, call.halves)
+    if heads is not None:
+        heads = heads.shared(call.share_batch, call.halves)
     ages = None
-    if "ages" in call.method.needs:  # type: ignore[union-attr]
+    if call.reads("ages"):
         key = _age_key(ctx)
         if key not in call.state.ages:
             call.state.ages[key] = torch.zeros(metric.shape[:2], dtype=torch.int32, device=metric.device)
         ages = call.state.ages[key]
+    importance = None
+    if call.reads("importance") and call.state.importance is not None:
+        importance = _shared(call.state.importance, call.share_batch, call.halves)
     salt = 0 if call.salt is None else combine(call.salt, ctx.group if ctx.draw is None else ctx.draw)
-    return TokenView(metric, call.grid, ages, attention, salt)
+    return TokenView(metric, call.grid, ages, attention, salt, importance, heads)
 
 
 def _shared(values: torch.Tensor, whole_batch: bool, halves: int) -> torch.Tensor:
@@ -109,7 +144,7 @@ def _shared(values: torch.Tensor, whole_batch: bool, halves: int) -> torch.Tenso
     return values.unflatten(0, (halves, -1)).mean(0)
 
 
-def after_prefix(plan: MergePlan, length: int) -> MergePlan:
+def after_prefix(plan: Plan, length: int) -> Plan:
     """The plan of a sequence that starts with `length` tokens which stay as they are."""
     return plan.after_prefix(length)
 
@@ -119,36 +154,19 @@ def image_tokens(tokens: torch.Tensor, prefix: int) -> torch.Tensor:
     return tokens[:, prefix:]
 
 
-def merge_tokens(plan: MergePlan, tokens: torch.Tensor) -> torch.Tensor:
-    """[B, N, D] to [B, M, D]: one row per slot, the mean of its tokens."""
+def merge_tokens(plan: Plan, tokens: torch.Tensor) -> torch.Tensor:
+    """[B, N, D] to [B, M, D]: one row per slot, the mean of its tokens, weighted where the plan says so."""
     return plan.merge(tokens)
 
 
-def unmerge_tokens(plan: MergePlan, tokens: torch.Tensor) -> torch.Tensor:
-    """[B, M, D] to [B, N, D]: every token gets the row of its slot."""
+def keys_of(plan: Plan, tokens: torch.Tensor) -> torch.Tensor:
+    """[B, L, D], unchanged: says which plan merges the keys of a site that takes these tokens."""
+    return tokens
+
+
+def unmerge_tokens(plan: Plan, tokens: torch.Tensor) -> torch.Tensor:
+    """[B, M, D] to [B, N, D]: every token gets the row of its slot, or what the plan mixes of several."""
     return plan.unmerge(tokens)
-
-
-def gather_rotary(plan: MergePlan, table: torch.Tensor) -> torch.Tensor:
-    """[T + N, D] to [T + M, D]: each slot takes the position of the token that represents it.
-
-    The first T rows belong to tokens in front of the image (text) and stay.
-
-    Raises:
-        PlanError: The plan differs between samples; one table cannot serve them.
-    """
-    if plan.positions.shape[0] != 1:
-        raise PlanError(
-            "rotary tables have no batch axis, so merged attention needs one plan for the batch: "
-            "add `batch` to plan.share in the recipe"
-        )
-    prefix = table.shape[0] - plan.tokens
-    return table.index_select(0, plan.after_prefix(prefix).positions[0])
-
-
-def cut_rotary(plan: MergePlan, table: torch.Tensor) -> torch.Tensor:
-    """[T + N, D] to [T + M, D]: the leading rows, whatever tokens the slots hold (``passes.gather_rotary: false``)."""
-    return table[: table.shape[0] - plan.removed]
 
 
 def linear_part(
@@ -189,7 +207,7 @@ def forecast_feature(ctx: BlockContext, site: str) -> torch.Tensor:
     return _straight_line(ctx, feature)
 
 
-def blend_forecast(ctx: BlockContext, plan: MergePlan, tokens: torch.Tensor, site: str) -> torch.Tensor:
+def blend_forecast(ctx: BlockContext, plan: Plan, tokens: torch.Tensor, site: str) -> torch.Tensor:
     """Unmerge, and let merged positions take only `forecast_weight` of the new value.
 
     The rest comes from the forecast; tokens that stayed on their own keep their new value.

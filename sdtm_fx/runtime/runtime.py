@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -15,17 +14,20 @@ from sdtm_fx.capture.example import text_length
 from sdtm_fx.clock import Clock, Moment
 from sdtm_fx.clock_sources import ManualSteps
 from sdtm_fx.cost.decision import GateDecision
-from sdtm_fx.hashing import combine
+from sdtm_fx.errors import PlanError
+from sdtm_fx.layer_rates import LayerRates
 from sdtm_fx.phase import Phase, Schedule
 from sdtm_fx.recipe.ratio import ThresholdRatio
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewriting.programs import dense_variant
-from sdtm_fx.runtime.call import BlockContext, Call, Variant
+from sdtm_fx.runtime.call import BlockContext, Call, OpenSpan, Variant
 from sdtm_fx.runtime.grid import GridReader
+from sdtm_fx.runtime.guidance import check_importance, guidance_change
 from sdtm_fx.runtime.layout import lay_out_ages, lay_out_plans
 from sdtm_fx.runtime.refreshes import next_stage
 from sdtm_fx.runtime.schedules import CallSize
 from sdtm_fx.runtime.state import BranchState, RunState
+from sdtm_fx.runtime.stepping import begin_step, choose_phase
 
 _TIMESTEPS = ("timestep", "timesteps", "t")
 
@@ -53,6 +55,7 @@ class Runtime:
         signature: Parameters of the model's forward.
         schedules: Say which phase each step runs.
         groups: The plan groups of the rewritten blocks.
+        layers: What blocks remove, and make of a slot, that differ from the rest.
         state: What lives across steps.
         static: Whether state is laid out before the blocks run and stays where it is, as compiled code asks for.
         marks_steps: Whether CUDA graphs are told that a call starts, and may write over the outputs of the last.
@@ -60,6 +63,7 @@ class Runtime:
         forced: In a rehearsal, the phase to run whatever the schedule says.
         call: The model call in progress, None outside of one.
         planned: Plans made in this call, by group.
+        spans: Spans that were entered in this call and not left yet, by id.
         watchers: Told what each rewritten block runs; empty unless someone records.
     """
 
@@ -68,6 +72,7 @@ class Runtime:
     signature: Signature
     schedules: Scheduler
     groups: tuple[int, ...] = ()
+    layers: LayerRates = field(default_factory=LayerRates)
     static: bool = False
     marks_steps: bool = False
     rehearses: bool = False
@@ -75,12 +80,15 @@ class Runtime:
     state: RunState = field(default_factory=RunState)
     call: Call | None = None
     planned: dict[int, object] = field(default_factory=dict)
+    spans: dict[str, OpenSpan] = field(default_factory=dict)
     manual_halves: int | None = None
     watchers: list[Watcher] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.grid = GridReader(self.recipe.tokens.grid)
         self.device: torch.device | None = None
+        self._reads_importance = self.recipe.wants("importance")
+        self._hands_importance_on = False
         self._generation: int | None = None
         self._evaluation: tuple[int, int] | None = None
         self._calls_in_evaluation = 0
@@ -130,14 +138,18 @@ class Runtime:
         batch = tensor.shape[0]
         self.device = tensor.device
         starts = self._note_time(moment)
-        halves = self._halves(batch)
+        stacked = self._stacked(batch)
+        halves = stacked if "cfg" in self.recipe.plan.share else 1
         branch = (0 if self.rehearses else self.context_name or self._calls_in_evaluation, batch, grid)
         self._calls_in_evaluation += 1
         state = self.state.branch(branch)
         self.moment = moment
         self.last = CallSize(moment.count, grid, batch, text_length(self.recipe, arguments))
         self.call = self._make_call(moment, self.last, branch, state, halves, tensor.device)
-        self.planned = {}
+        self._hands_importance_on = self._reads_importance and stacked == 2
+        if "importance" in _wanted(self.call):
+            check_importance(state, stacked, rehearses=self.rehearses)
+        self.planned, self.spans = {}, {}
         return starts
 
     @contextlib.contextmanager
@@ -159,10 +171,32 @@ class Runtime:
         """Whether the pipeline in charge stacks CFG halves in one batch right now; a bare model cannot say."""
         return bool(getattr(self.clock.pipeline, "do_classifier_free_guidance", False))
 
-    def end(self) -> None:
-        """Leave the call; blocks that are called on their own then run their own forward."""
-        self.call = None
+    def end(self, output: Any = None) -> None:
+        """Leave the call; blocks that are called on their own then run their own forward.
+
+        Args:
+            output: What the model returned, None where it failed.
+
+        Raises:
+            PlanError: The next call is to read scores off the output, and it is nothing they could be read off.
+        """
+        call, self.call = self.call, None
+        self.planned, self.spans = {}, {}
+        if call is not None and output is not None and self._hands_importance_on:
+            call.state.set_importance(guidance_change(output, call.grid))
+
+    def close(self) -> None:
+        """Forget the plans of a call whose forward is done.
+
+        Raises:
+            PlanError: A span was entered and not left.
+        """
         self.planned = {}
+        if self.spans:
+            raise PlanError(
+                f"the block that ends span {next(iter(self.spans))!r} has not run in this call "
+                "(skip_layers, or a cache that leaves blocks out?)"
+            )
 
     def _note_time(self, moment: Moment) -> bool:
         starts = moment.generation != self._generation
@@ -175,10 +209,8 @@ class Runtime:
             self._calls_in_evaluation = 0
         return starts
 
-    def _halves(self, batch: int) -> int:
-        """CFG halves stacked in this call's batch, where they share a plan."""
-        if "cfg" not in self.recipe.plan.share:
-            return 1
+    def _stacked(self, batch: int) -> int:
+        """CFG halves stacked in this call's batch."""
         if self.manual_halves is not None:
             return self.manual_halves
         # A second call in one step (skip-layer guidance) and calls in a named context hold one half only.
@@ -197,11 +229,11 @@ class Runtime:
         recipe, step = self.recipe, moment.step
         decision = self.gate(size)
         schedule = self.schedules.asked(size) if decision is None else decision.schedule
-        phase = self._phase(schedule, step, state)
+        phase = choose_phase(self.recipe, schedule, step, state, self.forced)
         served = phase.stage if phase.stage is not None else next_stage(schedule, step)
         stage = None if served is None else recipe.stages[served]
         variant = self.variant(schedule, step, phase)
-        self._begin_step(moment, phase, state, device)
+        begin_step(self.recipe, moment, phase, state, device)
         ratio = recipe.ratio if stage is None or stage.ratio is None else stage.ratio
         first = self.rehearses or (branch, step) not in self._steps_begun
         self._steps_begun.add((branch, step))
@@ -213,7 +245,7 @@ class Runtime:
             halves=halves,
             share_batch="batch" in recipe.plan.share,
             every_layers=recipe.plan.every_layers,
-            keep_plans=recipe.plan.every_steps > 1,
+            keep_plans=recipe.plan.keeps_plans,
             one_age_counter=recipe.plan.ages == "call",
             advance_ages=first,
             state=state,
@@ -222,35 +254,23 @@ class Runtime:
             threshold=ratio.threshold if isinstance(ratio, ThresholdRatio) else None,
             salt=state.salt,
             prompt_bias=state.prompt_bias,
+            reduce=None if stage is None else stage.reduce,
+            reduces=self.layers.reduces,
             gated={} if decision is None else decision.variants(variant, phase.remove),
             gated_stores={}
             if decision is None or served is None
             else decision.variants(dense_variant(recipe, served), 0),
         )
+        if stage is not None and phase.stage is not None:
+            removes = self.layers.removes(phase.remove, stage.method, size.grid[0] * size.grid[1])
+            call = replace(call, removes=removes)
+        if self._reads_importance and (self.static or self.rehearses):
+            state.lay_out_importance(size.batch, size.grid[0] * size.grid[1], device)
         if self.static:
             state.static = True
             lay_out_ages(call, self.groups, size.batch, device)
             lay_out_plans(call, self.groups, size.batch, device)
         return call
-
-    def _begin_step(self, moment: Moment, phase: Phase, state: BranchState, device: torch.device) -> None:
-        """Bring what a branch keeps to a step: counts, ages, features, and numbers that graphs read."""
-        recipe, step = self.recipe, moment.step
-        state.measured, state.above = state.above or state.measured, {}
-        if phase.stage is None:
-            for ages in state.ages.values():
-                ages.zero_()  # on a dense step every token is on its own
-        state.settle()
-        if phase.refresh and state.set_refreshed(step):
-            state.shift()
-        if recipe.reuse is not None and recipe.reuse.order == 1 and phase.stage is not None:
-            state.set_slope(step, device)
-        # Filled on the device: a copy from the host would make it wait.
-        state.set_salt(int(combine(recipe.seed, step)), device)
-        if recipe.prompt is not None:
-            done = step / max(moment.count - 1, 1)
-            weight = recipe.prompt.start + (recipe.prompt.end - recipe.prompt.start) * done
-            state.set_prompt_bias(math.log(weight), device)
 
     def variant(self, schedule: Schedule, step: int, phase: Phase) -> Variant | None:
         """The graphs that run where a step runs a phase; None where blocks run their own forward."""
@@ -260,24 +280,8 @@ class Runtime:
         dense = Variant(stage=None) if served is None else dense_variant(self.recipe, served)
         return None if dense == Variant(stage=None) and self.recipe.prompt is None else dense
 
-    def _phase(self, schedule: Schedule, step: int, state: BranchState) -> Phase:
-        """The phase of the step, or a refresh where this branch lacks the features that it asks for."""
-        phase = self.forced or schedule.phase(step)
-        if schedule.choices[step] and self.forced is None:
-            phase = schedule.phase_for_count(step, _measured(state))
-        needs_features = phase.stage is not None and self.recipe.reuse is not None
-        if needs_features:
-            scheduled = schedule.last_refresh(step)
-            if not state.refreshed or (scheduled is not None and state.refreshed[0] < scheduled):
-                return Phase(stage=None, remove=0, refresh=True)
-        if self.static and not phase.fresh_plan and state.held != (phase.stage, phase.remove):
-            return replace(phase, fresh_plan=True)
-        return phase
 
-
-def _measured(state: BranchState) -> int | None:
-    """The mean over the blocks of what lies above the threshold; waits for the device, once per step."""
-    above = state.above or state.measured
-    if not above:
-        return None
-    return int(torch.stack(list(above.values())).double().mean().item())
+def _wanted(call: Call) -> frozenset[str]:
+    """What the plans of a call read beside the tokens."""
+    merges = call.method is not None and call.phase.stage is not None
+    return call.method.wants() if merges and call.method is not None else frozenset()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from sdtm_fx.plan import MergePlan
+from sdtm_fx.base_plan import Plan
 
 
 @dataclass
@@ -38,7 +38,8 @@ class BranchState:
         static: Whether all tensors are laid out before the blocks run, and stay where they are.
         ages: Per plan group, [P, N] int32: steps since each token was last on its own.
         plans: Per plan group, the plan of an earlier step that this step reuses.
-        held: Stage of those plans and how many tokens they remove, None while there are none of this generation.
+        held: Stage of those plans and how many tokens they remove, None while there are none of this generation:
+            another stage may remove as many by another method.
         laid_out: Tensors for plans, by stage and tokens removed.
         features: Per block and site, the outputs of dense steps.
         spare: Features of an earlier generation whose tensors serve again; their values mean nothing.
@@ -49,13 +50,15 @@ class BranchState:
         prompt_bias: 0-d float32 tensor added to the logits of text keys, None without a prompt weight.
         above: Per plan group, how many tokens could be merged above the threshold (SDTM*), 0-d int64.
         measured: The same, of the last call before this one that measured.
+        importance: [B, N] float32, what guidance changed at each token in the call before this one.
+        has_importance: Whether a call of this generation has filled it.
     """
 
     static: bool = False
     ages: dict[int, torch.Tensor] = field(default_factory=dict)
-    plans: dict[int, MergePlan] = field(default_factory=dict)
+    plans: dict[int, Plan] = field(default_factory=dict)
     held: tuple[int, int] | None = None
-    laid_out: dict[tuple[int, int], dict[int, MergePlan]] = field(default_factory=dict)
+    laid_out: dict[tuple[int, int], dict[int, Plan]] = field(default_factory=dict)
     features: dict[tuple[int, str], Feature] = field(default_factory=dict)
     spare: dict[tuple[int, str], Feature] = field(default_factory=dict)
     unsettled: list[Feature] = field(default_factory=list)
@@ -65,6 +68,8 @@ class BranchState:
     prompt_bias: torch.Tensor | None = None
     above: dict[int, torch.Tensor] = field(default_factory=dict)
     measured: dict[int, torch.Tensor] = field(default_factory=dict)
+    importance: torch.Tensor | None = None
+    has_importance: bool = False
 
     def set_refreshed(self, step: int) -> bool:
         """Note that this step stores features; return whether stored ones move to `older`."""
@@ -102,7 +107,21 @@ class BranchState:
         """Update the log-weight of text keys."""
         self.prompt_bias = _filled(self.prompt_bias, bias, torch.float32, device)
 
-    def keep_plan(self, group: int, plan: MergePlan) -> None:
+    def lay_out_importance(self, batch: int, tokens: int, device: torch.device) -> None:
+        """Make the tensor that scores are handed on in, unless it is there."""
+        if self.importance is None:
+            with torch.inference_mode(False):
+                self.importance = torch.zeros(batch, tokens, device=device)
+
+    def set_importance(self, change: torch.Tensor) -> None:
+        """Hand scores on to the next call, in place."""
+        batch, tokens = change.shape
+        self.lay_out_importance(batch, tokens, change.device)
+        assert self.importance is not None
+        self.importance.copy_(change)
+        self.has_importance = True
+
+    def keep_plan(self, group: int, plan: Plan) -> None:
         """Keep a plan for later steps; where tensors were laid out for it, in those."""
         if self.static:
             self.plans[group].copy_(plan)
@@ -114,6 +133,7 @@ class BranchState:
         self.spare.update(self.features)
         self.features, self.unsettled = {}, []
         self.refreshed, self.held, self.above, self.measured = (), None, {}, {}
+        self.has_importance = False
         for ages in self.ages.values():
             ages.zero_()
 
@@ -126,6 +146,7 @@ class BranchState:
         return {
             "features": _size(features),
             "ages": _size(list(self.ages.values())),
+            "importance": 0 if self.importance is None else _size([self.importance]),
             "plans": _size(plans),
         }
 
@@ -163,7 +184,7 @@ class RunState:
 
     def bytes(self) -> dict[str, int]:
         """Memory held by all branches, in bytes, by what it is held for."""
-        total: dict[str, int] = {"features": 0, "ages": 0, "plans": 0}
+        total: dict[str, int] = {"features": 0, "ages": 0, "importance": 0, "plans": 0}
         for branch in [*self.branches.values(), *self.former.values()]:
             for name, size in branch.bytes().items():
                 total[name] += size

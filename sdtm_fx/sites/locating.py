@@ -10,7 +10,7 @@ from torch import fx
 
 from sdtm_fx.capture.arguments import Signature
 from sdtm_fx.errors import SiteError, nearest
-from sdtm_fx.recipe.schema import SiteSpec
+from sdtm_fx.recipe.sections import SiteSpec
 from sdtm_fx.sites.region import path_to_residual
 
 

@@ -9,7 +9,7 @@ import torch
 
 from sdtm_fx.errors import NothingMatched, SiteError
 from sdtm_fx.recipe.match import compile_match, near_misses
-from sdtm_fx.recipe.schema import SiteSpec
+from sdtm_fx.recipe.sections import SiteSpec
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,25 @@ MORE: dict[str, dict[str, Any]] = {
     "threshold": {"stages.structure.ratio": {"threshold": 0.2, "start": 0.5}},
     "blocks kept": {"keep_dense.layers": [-1]},
     "no features": {"reuse": None},
+    "rates per layer": {"layers": [{"match": "**.0", "scale": 0.5, "reduce": "mlerp"}]},
+    "rates per layer, plans kept": {
+        "layers": [{"match": "**.0", "scale": 0.5}, {"match": "**.1", "reduce": "prune"}],
+        "plan.every_steps": 2,
+        "keep_dense.every_steps": None,
+        "reuse.order": 0,
+    },
+    "tofu": {"stages.structure.method": {"name": "tofu"}},
+    "pairs pruned": {"stages.structure.method": {"name": "sito"}},
+    "cosine threshold": {
+        "stages.structure.method": {"name": "ca_tome"},
+        "stages.structure.ratio": {"threshold": 0.2, "start": 0.5},
+    },
+    "fewer keys": {
+        "sites.attn.merge": "keys",
+        "stages.structure.method": {"name": "todo"},
+        "plan.proportional": True,
+        "prompt": {"start": 2.0},
+    },
 }
 
 

@@ -28,7 +28,23 @@ from tests.zoo import ZOO
 FAMILIES = MODELS | {
     "sd3-medium-forecast": MODELS["sd3-medium"],
     "flux.1-dev-forecast": MODELS["flux.1-dev"],
+    "sd3-medium, keys": MODELS["sd3-medium"],
+    "sd3.5-medium, keys": MODELS["sd3.5-medium"],
+    "flux.1-dev, keys": MODELS["flux.1-dev-attention"],
 }
+KEYS: dict[str, Any] = {"sites.attn.merge": "keys", "stages.structure.method": {"name": "todo"}}
+FLUX_KEYS = {
+    "sites.single_attn.merge": "keys",
+    "stages.structure.sites": ["attn", "single_attn", "single_ff"],
+}
+
+
+def rules_of(name: str) -> Recipe:
+    recipe, _, keyed = name.partition(", ")
+    more = {} if not keyed else KEYS | (FLUX_KEYS if recipe == "flux.1-dev" else {})
+    return shipped(recipe).override(more)
+
+
 MEASURED = (2, (4, 6), 5)
 OTHERS = [(1, (8, 6), 5), (3, (4, 4), 9), (2, (12, 12), 30)]
 
@@ -44,7 +60,7 @@ def leaves_at(
 
 @functools.cache
 def measured(name: str, path: str, stage: int) -> tuple[nn.Module, Recipe, Program, BlockCost]:
-    model, rules = FAMILIES[name][1](), shipped(name)
+    model, rules = FAMILIES[name][1](), rules_of(name)
     index = {spec.id: i for i, spec in enumerate(rules.sites)}
     places = tuple(
         SitePlace(index[m.spec.id], m.local, m.path)
@@ -73,7 +89,8 @@ def direct(
             program.dense(block, *leaves)
         refresh = dense_variant(rules, stage)
         context = BlockContext(calls.make(remove=0, variant=refresh, grid=size[1], method=method), 0, {})
-        program.functions[refresh](block, context, *leaves)
+        if refresh in program.functions:  # where keys alone are merged, nothing is stored
+            program.functions[refresh](block, context, *leaves)
         calls.state.set_slope(1, torch.device("cpu"))
         call = calls.make(remove=remove, variant=Variant(stage=stage), grid=size[1], method=method)
         with MacCounter() as merged:
@@ -92,6 +109,11 @@ CASES = [
     ("flux.1-dev", "single_transformer_blocks.0", 0),
     ("flux.1-dev-attention", "transformer_blocks.0", 0),
     ("flux.1-dev-attention", "single_transformer_blocks.0", 0),
+    ("sd3-medium, keys", "transformer_blocks.0", 0),
+    ("sd3-medium, keys", "transformer_blocks.2", 0),
+    ("sd3.5-medium, keys", "transformer_blocks.0", 0),  # and its second attention on merged tokens
+    ("flux.1-dev, keys", "transformer_blocks.0", 0),
+    ("flux.1-dev, keys", "single_transformer_blocks.0", 0),
 ]
 
 
@@ -184,3 +206,33 @@ def test_a_stage_that_leaves_a_block_alone_has_no_cost() -> None:
     )
     program = ProgramCache(only_single).program(block, key, leaves, places)
     assert measure_block(Trial(only_single, 0, program, block, leaves, MEASURED[1]), MEASURED[2]) is None
+
+
+def test_fewer_keys_save_what_a_hand_counts() -> None:
+    """Two products of (N + T) x R x D per sample, and nothing linear."""
+    cost = measured("sd3-medium, keys", "transformer_blocks.0", 0)[3]
+    width = cost.width  # heads times channels of a head
+    site = cost.sites["attn"]
+    for tokens, text, remove in ((24, 5, 12), (4096, 333, 3072)):
+        assert site.at(tokens, text, remove) == Macs(0.0, 2.0 * (tokens + text) * remove * width)
+    assert cost.saving.linear == cost.sites["ff"].linear
+    assert cost.saving.attention == 0.0
+    second = measured("sd3.5-medium, keys", "transformer_blocks.0", 0)[3]
+    assert second.saving.keys_text == 1.0
+    assert second.saving.attention == pytest.approx(second.sites["attn2"].attention)
+    assert second.saving.text_share == pytest.approx(0.0)
+    assert second.saving.keys == second.sites["attn"].keys == 2.0 * second.width
+
+
+def test_both_attentions_of_a_block_may_have_fewer_keys() -> None:
+    name, path = "sd3.5-medium", "transformer_blocks.0"
+    rules = shipped(name).override(KEYS | {"sites.attn2.merge": "keys"})
+    model = FAMILIES[name][1]()
+    key, leaves = leaves_at(name, model, path, MEASURED)
+    block = model.get_submodule(path)
+    places = tuple(SitePlace(i, s.match.split("*.")[1], s.match) for i, s in enumerate(rules.sites))
+    program = ProgramCache(rules).program(block, key, leaves, places)
+    cost = measure_block(Trial(rules, 0, program, block, leaves, MEASURED[1]), MEASURED[2])
+    assert cost is not None
+    assert (cost.saving.keys, cost.saving.keys_text, cost.saving.attention) == (4.0 * cost.width, 0.5, 0.0)
+    assert (cost.sites["attn"].keys_text, cost.sites["attn2"].keys_text) == (1.0, 0.0)

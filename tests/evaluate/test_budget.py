@@ -122,6 +122,7 @@ def curve(recipe: Recipe) -> float:
     return 1.0 + max(0.0, 0.9 - recipe.ratio.threshold)  # type: ignore[union-attr]
 
 
+FULL = MERGING.override({"ratio": {"curve": "full"}})
 STAR = MERGING.override(
     {"ratio": {"threshold": 0.5, "start": 0.7}, "stages.detail.method": {"name": "ssm", "age_weight": 0.0}}
 )
@@ -154,6 +155,12 @@ def test_a_threshold_really_samples(pipe: ToySD3Pipeline, monkeypatch: pytest.Mo
         (MERGING, "ratio", 0.9, r"found a budget of 0.9x; accepted a speedup above 1"),
         (MERGING, "interval", 1.3, r"knob 'interval': found no reuse; accepted a recipe whose dense steps"),
         (STAR, "ratio", 1.3, r"knob 'ratio': found a threshold; accepted a curve"),
+        (
+            FULL,
+            "ratio",
+            1.3,
+            r"knob 'ratio': found curve 'full', which has no number to turn; accepted a curve",
+        ),
         (STAR, "threshold", 1.3, r"knob 'threshold' is found by sampling; use match_budget"),
     ],
 )

@@ -10,7 +10,8 @@ import pytest
 from sdtm_fx.evaluate import Evaluation, Row, Sampling, Store, evaluate
 from sdtm_fx.evaluate.drawing import draw
 from sdtm_fx.evaluate.identity import identity
-from sdtm_fx.plan import MergePlan, take_rows
+from sdtm_fx.plan import MergePlan
+from sdtm_fx.rows import take_rows
 from sdtm_fx.toy import load_toy
 from tests.evaluate.conftest import merging, request
 

@@ -57,6 +57,21 @@ CASES = {
         lambda: tiny_sd3_transformer(layers=2), "sd3-medium", _sd3_call,
         {"stages.detail.sites": ["ff"], "stages.detail.method": {"name": "idm", "probe_queries": 16}},
     ),
+    "keys": (
+        lambda: tiny_sd3_transformer(layers=3), "sd3-medium", _sd3_call,
+        {"sites.attn.merge": "keys", "stages.detail.method": {"name": "todo"}, "plan.proportional": True},
+    ),
+    "keys, dual attention": (
+        lambda: tiny_sd3_transformer(layers=3, dual_attention_layers=(0, 1), qk_norm="rms_norm"),
+        "sd3.5-medium", _sd3_call, {"sites.attn.merge": "keys", "sites.attn2.merge": "keys"},
+    ),
+    "keys, flux": (
+        lambda: tiny_flux_transformer(layers=1, single_layers=2), "flux.1-dev", _flux_call,
+        {
+            "sites.attn.merge": "keys", "sites.single_attn.merge": "keys", "ratio": {"curve": "full"},
+            "stages.structure.sites": ["attn", "single_attn"], "stages.structure.method": {"name": "todo", "factor": 3},
+        },
+    ),
     "layers share": (lambda: tiny_sd3_transformer(layers=4), "sd3-medium", _sd3_call, {"plan.every_layers": 2}),
 }  # fmt: skip
 
@@ -118,6 +133,29 @@ def test_sites_say_what_is_merged_and_why_not() -> None:
         assert (site.macs_after.total < site.macs_before.total) == merged
     reasons = {s.skipped for s in report.sites}
     assert reasons == {None, "the step is dense", "not a site of stage detail"}
+
+
+def test_fewer_keys_are_told_apart_from_fewer_tokens() -> None:
+    model = tiny_sd3_transformer(layers=2)
+    keyed = {
+        "sites.attn.merge": "keys",
+        "stages.structure.method": {"name": "todo"},
+        "ratio": {"curve": "full"},
+    }
+    sdtm_fx.rewrite(model, sdtm_fx.load_recipe("sd3-medium").override({**EARLY, **keyed}))
+    report = sdtm_fx.explain(model, steps=10, grid=GRID, batch=2, text=5, quiet=True)
+    phase = next(i for i, p in enumerate(report.phases) if p.label == "structure")
+    attn, ff = (next(s for s in report.sites if s.phase == phase and s.site == id) for id in ("attn", "ff"))
+    assert (attn.merges, ff.merges) == ("keys", "tokens")
+    assert (attn.tokens_before, attn.tokens_after) == (48, 12)
+    assert attn.macs_after is not None
+    assert attn.macs_after.linear == attn.macs_before.linear
+    # Two products of 53 x 36 x 16 per sample are saved.
+    assert attn.macs_before.total - attn.macs_after.total == 2 * 2 * 53 * 36 * 16
+    lines = [line for line in as_text(report).splitlines() if "->" in line]
+    assert any("transformer_blocks.*.attn (2)" in line and "48 -> 12 keys" in line for line in lines)
+    assert any("transformer_blocks.*.ff (2)" in line and "48 -> 12 " in line for line in lines)
+    assert json.loads(json.dumps(report.as_dict()))["sites"][0]["merges"] == "keys"
 
 
 def test_report_is_plain_data_and_text() -> None:

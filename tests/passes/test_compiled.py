@@ -43,6 +43,8 @@ pytestmark = pytest.mark.compile
 X, T, C = image(), text(), condition()
 ROTARY = ATTN | {"prefix": "encoder_hidden_states", "rotary": "rotary"}
 CROSS = [ATTN | {"id": "attn1", "match": "attn1"}, FF]
+KEYS = {"merge": "keys"}
+WEIGHED = {"plan": {"proportional": True}}
 IDM = {"name": "idm", "probe_queries": None}
 BATCH = {"plan": {"share": ["batch"]}}
 
@@ -66,8 +68,10 @@ def leaves_of(block: nn.Module, args: tuple[Any, ...]) -> list[Any]:
         (CrossBlock(), (X, T, C), recipe(CROSS)),
         (RotaryBlock(), (X, T, C, tables()), recipe([ROTARY], **BATCH)),
         (DualBlock(), (X, T, C), recipe(DUAL, merged=["ff"], method=IDM, prompt={"start": 2.0})),
+        (DualBlock(), (X, T, C), recipe([DUAL[0] | KEYS, DUAL[1] | KEYS, FF], **WEIGHED)),
+        (RotaryBlock(), (X, T, C, tables()), recipe([ROTARY | KEYS], method={"name": "todo"})),
     ],
-    ids=["gated", "parallel", "dual", "cross", "rotary", "read and weighed"],
+    ids=["gated", "parallel", "dual", "cross", "rotary", "read and weighed", "keys", "keys behind rotary"],
 )
 def test_a_merging_block_is_one_graph(block: nn.Module, args: tuple[Any, ...], rules: Any) -> None:
     worked = work_on(block, args, rules)

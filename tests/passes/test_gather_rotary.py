@@ -13,7 +13,7 @@ from sdtm_fx.passes.gather_rotary import gather_rotary
 from sdtm_fx.phase import Phase
 from sdtm_fx.plan import identity_plan
 from sdtm_fx.recipe.schema import Recipe
-from sdtm_fx.runtime import ops
+from sdtm_fx.runtime import ops, rotary_ops
 from tests.passes.blocks import RotaryBlock, condition, image, tables, text
 from tests.passes.working import ATTN, FF, REFRESH, REUSE, Calls, capture_work, close, recipe, up_to, work_on
 
@@ -38,7 +38,7 @@ def test_both_tables_are_gathered(kind: type[RotaryBlock]) -> None:
     block, r = kind(), rules()
     worked = work_on(block, (X, T, C, tables()), r, passes=SITES)
     assert worked.applied["gather_rotary"] == 1
-    gathers = worked.work.calls(ops.gather_rotary)
+    gathers = worked.work.calls(rotary_ops.gather_rotary)
     assert len(gathers) == 2
     assert {g.args[0].target for g in gathers} == {ops.plan_tokens}  # the plan over the image alone
     with torch.no_grad():
@@ -65,7 +65,7 @@ def test_tables_can_be_cut_for_comparison() -> None:
     block, r = RotaryBlock(), rules(passes={"gather_rotary": False})
     worked = work_on(block, (X, T, C, tables()), r, passes=SITES)
     assert worked.applied["gather_rotary"] == 1
-    assert (worked.count(ops.cut_rotary), worked.count(ops.gather_rotary)) == (2, 0)
+    assert (worked.count(rotary_ops.cut_rotary), worked.count(rotary_ops.gather_rotary)) == (2, 0)
     planned: dict[int, Any] = {}
     out = worked.run(X, T, C, tables(), call=Calls(r).make(remove=9), planned=planned)
     plan = planned[0].after_prefix(T.shape[1])
@@ -79,7 +79,7 @@ def test_tables_can_be_cut_for_comparison() -> None:
 def test_a_site_that_names_no_tables_is_left_alone() -> None:
     worked = work_on(RotaryBlock(), (X, T, C, tables()), recipe([ROTARY | {"rotary": None}]), passes=SITES)
     assert worked.applied["gather_rotary"] == 0
-    assert worked.count(ops.gather_rotary) == 0
+    assert worked.count(rotary_ops.gather_rotary) == 0
 
 
 def test_a_dense_step_keeps_its_tables() -> None:
@@ -107,7 +107,7 @@ def test_one_plan_must_serve_the_batch() -> None:
 def test_a_plan_per_sample_cannot_gather_a_table() -> None:
     plan = identity_plan(2, 24, torch.device("cpu"))
     with pytest.raises(PlanError, match="rotary tables have no batch axis"):
-        ops.gather_rotary(plan, tables()[0])
+        rotary_ops.gather_rotary(plan, tables()[0])
 
 
 def test_the_phase_is_not_baked_in() -> None:

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sdtm_fx.attention_score import received_attention
+from sdtm_fx.attention_score import AttentionHeads, received_attention
 from sdtm_fx.errors import SiteError
-from sdtm_fx.methods import IDM, TokenView
+from sdtm_fx.methods import IDM, AtEdm, TokenView
 from sdtm_fx.passes import PASSES
 from sdtm_fx.rewriting.attention import has_attention, open_attention
 from sdtm_fx.rewriting.runner import run_passes
@@ -69,7 +69,7 @@ def test_the_plan_is_given_what_attention_was_received() -> None:
     assert worked.applied["instrument_attention"] == 1
     assert worked.count("attn") == 0  # its graph is called instead
     (plan,) = worked.work.calls(ops.plan_tokens)
-    assert len(plan.args) == 3
+    assert "attention" in plan.kwargs
     assert [n.target for n in worked.work.graph.nodes if n.op == "get_attr"] == ["attn"]
 
 
@@ -110,7 +110,7 @@ def test_in_a_parallel_block_attention_moves_in_front_of_the_plan() -> None:
     worked = work_on(block, (X, T, C), rules)
     names = [n.name for n in worked.work.graph.nodes]
     (plan,) = worked.work.calls(ops.plan_tokens)
-    assert names.index(plan.args[2].name) < names.index(plan.name)  # type: ignore[union-attr]
+    assert names.index(plan.kwargs["attention"].name) < names.index(plan.name)  # type: ignore[union-attr]
     with torch.no_grad():
         close(worked.run(X, T, C, call=Calls(rules).make(remove=0)), block(X, T, C))
     worked.run(X, T, C, call=Calls(rules).make(remove=10))
@@ -330,3 +330,55 @@ def test_which_modules_compute_attention(local: str, found: bool) -> None:
     assert has_attention(call, block.get_submodule(local)) == found
     assert isinstance(block.attn, JointAttention)
     assert isinstance(block.ff, nn.Module)
+
+
+# -- queries and keys ------------------------------------------------------------------------------
+
+AT_EDM = {"name": "at_edm", "probe_queries": None, "iterations": 3}
+
+
+def test_the_plan_is_given_queries_and_keys_of_image_tokens() -> None:
+    rules = recipe(DUAL, merged=["ff"], method=AT_EDM | {"rank": "entropy"})
+    block, planned = DualBlock(), {}
+    worked = work_on(block, (X, T, C), rules)
+    worked.run(X, T, C, call=Calls(rules).make(remove=10), planned=planned)
+    with torch.no_grad():
+        normed, gate = block.norm1(X, C)
+        query, key, _ = heads_of(block.attn, torch.cat([T, normed], dim=1))
+        length = T.shape[1]
+        heads = AttentionHeads(query[:, :, length:], key[:, :, length:], key[:, :, :length])
+        stream = X + gate * block.attn(normed, T)[0]
+        metric = block.norm2(stream + gate * block.attn2(normed), C)[0]
+    method = AtEdm(probe_queries=None, iterations=3, rank="entropy")
+    expected = method.plan(TokenView(metric, GRID, heads=heads), 10)
+    assert torch.equal(planned[0].assign, expected.assign)  # type: ignore[attr-defined]
+    assert planned[0].reduce == "prune"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("share", [["cfg"], ["batch"]])
+def test_samples_that_share_a_plan_share_their_heads(share: list[str]) -> None:
+    rules = recipe([ATTN, FF], merged=["ff"], method=AT_EDM, plan={"share": share})
+    block, planned = GatedBlock(), {}
+    worked = work_on(block, (X, C), rules)
+    worked.run(X, C, call=Calls(rules).make(remove=10, halves=2), planned=planned)
+    plan = planned[0]
+    assert plan.assign.shape[0] == (2 if share == ["cfg"] else 1)  # type: ignore[attr-defined]
+    assert torch.equal(plan.assign[0], plan.assign[-1])  # type: ignore[attr-defined]
+
+
+def test_attention_without_text_has_no_importance_from_text() -> None:
+    rules = recipe([ATTN, FF], merged=["ff"], method=AT_EDM | {"rank": "power"})
+    with pytest.raises(
+        SiteError, match="'at_edm' reads attention to text with these options, and there are image"
+    ):
+        work_on(GatedBlock(), (X, C), rules)
+
+
+@pytest.mark.parametrize("method", [IDM_ALL, AT_EDM])
+def test_cross_attention_says_nothing_of_image_tokens(method: dict[str, Any]) -> None:
+    rules = recipe([ATTN | {"match": "attn2"}, FF], merged=["ff"], method=method)
+    with pytest.raises(
+        SiteError,
+        match=r"reads attention among image tokens, and here the keys are those of a text \(cross-att",
+    ):
+        work_on(CrossBlock(), (X, T, C), rules)

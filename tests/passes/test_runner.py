@@ -41,9 +41,13 @@ def test_every_pass_is_counted_in_order() -> None:
         "locate_sites": 2,
         "measure_threshold": 0,
         "insert_merges": 2,
+        "insert_spans": 0,
         "share_plans": 1,
         "gather_rotary": 0,
+        "reduce_keys": 0,
+        "weigh_slots": 0,
         "instrument_attention": 0,
+        "call_opened": 0,
         "sink_unmerge": 2,
         "split_projection": 0,
         "reuse_features": 0,
@@ -84,6 +88,7 @@ def test_passes_have_names_of_their_own() -> None:
     assert [p.name for p in PASSES if p.exact] == [
         "locate_sites",
         "measure_threshold",
+        "call_opened",
         "sink_unmerge",
         "split_projection",
     ]

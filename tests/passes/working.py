@@ -39,7 +39,7 @@ DUAL = [ATTN | {"output": 0}, ATTN | {"id": "attn2", "match": "attn2"}, FF]
 
 def recipe(sites: Sequence[dict[str, Any]], merged: Sequence[str] | None = None, **more: Any) -> Recipe:
     """A recipe of one stage; `match` of a site is the path inside the block."""
-    method = more.pop("method", SSM)
+    stage = {"method": more.pop("method", SSM), "reduce": more.pop("reduce", None)}
     data: dict[str, Any] = {
         "version": 1,
         "name": "toy",
@@ -47,7 +47,12 @@ def recipe(sites: Sequence[dict[str, Any]], merged: Sequence[str] | None = None,
         "tokens": {"grid": {"height": GRID[0], "width": GRID[1]}},
         "sites": list(sites),
         "stages": [
-            {"name": "all", "until": 1.0, "sites": list(merged or [s["id"] for s in sites]), "method": method}
+            {
+                "name": "all",
+                "until": 1.0,
+                "sites": list(merged or [s["id"] for s in sites]),
+                **stage,
+            }
         ],
         "ratio": {"curve": "constant", "start": 0.5},
         "keep_dense": {"every_steps": 3},
@@ -170,6 +175,7 @@ class Calls:
             "threshold": None,
             "salt": None,
             "prompt_bias": torch.zeros(()),
+            "reduce": self.rules.stages[0].reduce,
         }
         return Call(**(values | changes))
 

@@ -130,7 +130,7 @@ RATIO = "{curve: cosine, start: 0.7, end: 0.3}"
         (
             "curve: cosine",
             "curve: cosin",
-            ":15: ratio.curve: found 'cosin'; accepted 'cosine', 'linear', 'constant' or 'list' (did "
+            ":15: ratio.curve: found 'cosin'; accepted 'cosine', 'linear', 'constant', 'list' or 'full' (did "
             "you mean 'cosine'?)",
         ),
         (
@@ -221,13 +221,14 @@ def test_fields(error_of: ErrorOf, old: str, new: str, message: str) -> None:
         (
             "{curve: constant, start: 0.8}",
             "{threshold: 0.9, start: 0.8}",
-            ":14: stages[1].ratio: found a threshold for method idm; accepted",
+            ":14: stages[1].ratio: found a threshold for method idm; accepted a threshold only for methods that "
+            "score what they merge: ssm, ca_tome",
         ),
         (
             "{name: idm}, ratio: {curve: constant, start: 0.8}",
             "{name: ssm, select: random}, ratio: {threshold: 0.9, start: 0.7}",
-            ":14: stages[1].ratio: found a threshold for windows that are selected as 'random'; accepted a "
-            "threshold only for methods that score windows: ssm with select 'similar'",
+            ":14: stages[1].ratio: found a threshold for windows that are selected as 'random'; accepted ssm "
+            "with select 'similar', whose windows have a score",
         ),
         (
             "{name: idm}",

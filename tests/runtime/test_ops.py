@@ -13,7 +13,7 @@ from sdtm_fx.errors import PlanError
 from sdtm_fx.methods import SSM, TokenView
 from sdtm_fx.phase import Phase
 from sdtm_fx.plan import MergePlan
-from sdtm_fx.runtime import ops
+from sdtm_fx.runtime import ops, rotary_ops
 from sdtm_fx.runtime.call import BlockContext, Call
 from tests.passes.blocks import GRID, TOKENS, WIDTH, image, tables
 from tests.passes.working import FF, Calls, close, recipe
@@ -209,7 +209,69 @@ def test_methods_without_ages_keep_none() -> None:
     assert calls.state.ages == {}
 
 
+def test_methods_without_ages_leave_those_of_others_alone() -> None:
+    """Whether an earlier stage made some must not matter to a graph."""
+    calls = Calls(RULES)
+    plan(make(Spy(), calls))
+    before = calls.state.ages[0].clone()
+    plan(make(Spy(frozenset()), calls))
+    assert before.max() == 1
+    assert torch.equal(calls.state.ages[0], before)
+
+
+@pytest.mark.parametrize(("said", "found"), [(None, "mean"), ("mean", "mean"), ("prune", "prune")])
+def test_the_recipe_may_say_what_a_slot_holds(said: Any, found: str) -> None:
+    spy, calls = Spy(), Calls(RULES)
+    assert plan(make(spy, calls, reduce=said)).reduce == found
+    # A plan that is kept is made as the method has it, and read as the recipe says.
+    kept(calls, spy, True)
+    assert kept(calls, spy, False, reduce=said).reduce == found
+
+
 # -- thresholds ---------------------------------------------------------------------------------------
+
+
+def test_a_method_without_ages_leaves_those_of_others_alone() -> None:
+    calls = Calls(RULES)
+    calls.state.ages[0] = torch.ones(4, TOKENS, dtype=torch.int32)
+    plan(make(Spy(needs=frozenset()), calls))
+    assert torch.equal(calls.state.ages[0], torch.ones(4, TOKENS, dtype=torch.int32))
+
+
+def test_a_block_removes_and_reduces_as_its_rule_says() -> None:
+    spy, planned = Spy(), {}
+    call = make(spy, removes={1: 6}, reduces={1: "prune"}, reduce="mlerp")
+    plans = [plan(call, block, planned) for block in range(3)]
+    assert [(made.removed, made.reduce) for made in plans] == [(12, "mlerp"), (6, "prune"), (12, "mlerp")]
+    shared = make(spy, every_layers=2, reduces={1: "prune"})
+    first, second = (plan(shared, block, planned := {} if block == 0 else planned) for block in range(2))
+    assert (first.reduce, second.reduce) == ("mean", "prune")
+    assert first.assign is second.assign
+    assert shared.removed_in(0) == 12
+    assert make(spy, every_layers=2, removes={2: 6, 3: 6}).removed_in(1) == 6
+
+
+def test_what_guidance_changed_reaches_the_method() -> None:
+    calls, spy = Calls(RULES), Spy(needs=frozenset({"importance"}))
+    calls.state.set_importance(torch.arange(4 * TOKENS).view(4, TOKENS))
+    plan(make(spy, calls))
+    assert torch.equal(spy.views[0].importance, calls.state.importance)  # type: ignore[arg-type]
+    plan(make(spy, calls, halves=2))
+    assert spy.views[1].importance is not None
+    assert spy.views[1].importance.shape == (2, TOKENS)
+    plan(make(Spy(), calls))
+    assert make(Spy(), calls).reads("ages")
+    assert not make(Spy(), calls).reads("importance")
+
+
+def test_another_metric_is_what_a_threshold_is_laid_on() -> None:
+    calls = Calls(RULES)
+    call = make(Spy(), calls, threshold=0.99)
+    alike = torch.ones_like(X)
+    assert ops.measure_tokens(BlockContext(call, 0, {}), X, 0, alike) is X
+    assert int(calls.state.above[0]) == TOKENS // 4 * 3
+    ops.measure_tokens(BlockContext(call, 0, {}), X, 0)
+    assert int(calls.state.above[0]) < TOKENS // 4 * 3
 
 
 def test_a_merging_step_counts_for_the_next_one() -> None:
@@ -327,7 +389,7 @@ def test_merge_and_unmerge_are_the_plans() -> None:
 def test_text_rows_of_a_table_stay() -> None:
     made = SSM().plan(TokenView(X[:1], GRID), 12)
     table = tables(5 + TOKENS)[0]
-    gathered = ops.gather_rotary(made, table)
+    gathered = rotary_ops.gather_rotary(made, table)
     assert torch.equal(gathered[:5], table[:5])
     assert torch.equal(gathered[5:], table[5:][made.positions[0]])
 
@@ -335,8 +397,8 @@ def test_text_rows_of_a_table_stay() -> None:
 def test_a_table_may_be_cut_instead() -> None:
     made = SSM().plan(TokenView(X[:1], GRID), 12)
     table = tables(5 + TOKENS)[0]
-    assert torch.equal(ops.cut_rotary(made, table), table[: 5 + TOKENS - 12])
-    assert not torch.equal(ops.cut_rotary(made, table), ops.gather_rotary(made, table))
+    assert torch.equal(rotary_ops.cut_rotary(made, table), table[: 5 + TOKENS - 12])
+    assert not torch.equal(rotary_ops.cut_rotary(made, table), rotary_ops.gather_rotary(made, table))
 
 
 def test_parts_of_a_linear_layer_add_up() -> None:

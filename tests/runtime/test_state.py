@@ -118,7 +118,12 @@ def test_memory_is_counted_by_what_it_is_for() -> None:
         branch.laid_out[0, 2] = {0: plan.with_tensors(t.clone() for t in plan.tensors())}
         branch.plans = branch.laid_out[0, 2]
     # Four tensors a plan; a plan that was laid out and is in use counts once.
-    assert run.bytes() == {"features": 2 * 3 * 8 * 4, "ages": 2 * 8 * 4, "plans": 2 * 4 * 4 * 8}
+    assert run.bytes() == {
+        "features": 2 * 3 * 8 * 4,
+        "ages": 2 * 8 * 4,
+        "importance": 0,
+        "plans": 2 * 4 * 4 * 8,
+    }
 
 
 def test_branches_are_apart_and_a_new_generation_clears_them() -> None:
@@ -128,4 +133,4 @@ def test_branches_are_apart_and_a_new_generation_clears_them() -> None:
     assert run.branch("uncond").ages == {}
     run.clear()
     assert run.branches == {}
-    assert run.bytes() == {"features": 0, "ages": 0, "plans": 0}
+    assert run.bytes() == {"features": 0, "ages": 0, "importance": 0, "plans": 0}

@@ -298,3 +298,28 @@ def test_an_empty_stage_is_no_error() -> None:
     stages_ = [stage("a", 0.05, SSM), stage("b", 1.0, MATCH)]
     schedule = build_schedule(make(stages=stages_), steps=4, grid=(64, 64))
     assert stages(schedule) == [None, 1, 1, None]
+
+
+def test_destinations_outlive_plans_within_runs_of_one_count() -> None:
+    recipe = make(
+        stages=[stage("all", 1.0, {"name": "toma"})],
+        ratio={"curve": "constant", "start": 0.375},
+        plan={"every_steps": 2, "destinations_every": 6},
+        keep_dense={"every_steps": 11, "last_steps": 0},
+    )
+    schedule = build_schedule(recipe, steps=20, grid=(64, 64))
+    phases = [schedule.phase(t) for t in range(20)]
+    # D chooses destinations, w weighs tokens for those of an earlier step, k keeps the whole plan.
+    said = "".join("k" if not p.fresh_plan else "D" if p.fresh_destinations else "w" for p in phases)
+    # dense at 0 and 11
+    assert said == "D" + "DkwkwkDkwk" + "D" + "DkwkwkDk"
+    assert [phase.stage for phase in phases].count(None) == 2
+    assert len(schedule.phases) == 4
+
+
+def test_destinations_are_chosen_with_every_plan_by_default() -> None:
+    recipe = make(
+        stages=[stage("all", 1.0, {"name": "toma"})], plan={"every_steps": 5}, ratio=cosine(0.6, 0.6)
+    )
+    schedule = build_schedule(recipe, steps=20, grid=(64, 64))
+    assert all(phase.fresh_destinations for phase in schedule.phases)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sdtm_fx.errors import SiteError
-from sdtm_fx.recipe.schema import SiteSpec
+from sdtm_fx.recipe.sections import SiteSpec
 from sdtm_fx.sites.locating import Site, locate
 from tests.capture.tracing import trace
 from tests.passes.blocks import (

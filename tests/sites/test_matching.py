@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 from sdtm_fx.errors import NothingMatched, SiteError
-from sdtm_fx.recipe.schema import SiteSpec
+from sdtm_fx.recipe.sections import SiteSpec
 from sdtm_fx.sites.matching import SiteModule, block_of, match_sites
 from tests.passes.blocks import GatedBlock
 

@@ -128,7 +128,7 @@ FAULTS: dict[str, tuple[Case, dict[str, Any], type[Exception], str]] = {
         SD3,
         {"keep_dense.layers": ["transformer_blocks.*"]},
         sdtm_fx.NothingMatched,
-        "keeps every block; nothing is left to merge",
+        "keep every block; nothing is left to merge",
     ),
     "no inputs": (
         SD3,

@@ -1,10 +1,11 @@
-"""How much attention each image token receives, without a full attention map."""
+"""How much attention each image token receives: column sums of the map."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from sdtm_fx.attention_score.rows import CHUNK, attention_rows
 from sdtm_fx.errors import PlanError
 
 
@@ -14,7 +15,7 @@ def received_attention(
     *,
     image: tuple[int, int],
     probes: int | None = None,
-    chunk: int = 256,
+    chunk: int = CHUNK,
     scale: float | None = None,
 ) -> Tensor:
     """Return the attention that image tokens receive from image queries (SDTM, for P_ina).
@@ -38,7 +39,6 @@ def received_attention(
     """
     start, length = image
     _check(query, key, image, probes, chunk)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
     rows = query[:, :, start : start + length]
     if probes is not None and probes < length:
         # The middle of `probes` equal spans: spread over the whole image, in static positions.
@@ -46,8 +46,7 @@ def received_attention(
         rows = rows.index_select(2, (middle * length).div(2 * probes, rounding_mode="floor"))
     total = torch.zeros(query.shape[0], length, dtype=torch.float32, device=query.device)
     for piece in rows.split(chunk, dim=2):
-        logits = (piece * scale) @ key.mT
-        weights = torch.softmax(logits, dim=-1, dtype=torch.float32)
+        weights = attention_rows(piece, key, scale)
         total = total + weights[..., start : start + length].sum(dim=(1, 2))
     return total / (rows.shape[1] * rows.shape[2])
 

@@ -1,0 +1,20 @@
+"""The graphs that the cost gate may choose from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sdtm_fx.cost.gate import subsets
+from sdtm_fx.cost.model import MeasuredBlock, sites_of
+from sdtm_fx.recipe.schema import Recipe
+from sdtm_fx.rewriting.programs import ProgramCache, dense_variant
+from sdtm_fx.runtime.call import Variant
+
+
+def add_variants(recipe: Recipe, cache: ProgramCache, block: MeasuredBlock) -> None:
+    """Rewrite a block for every set of sites that the gate may keep."""
+    for stage in range(len(recipe.stages)):
+        whole = sites_of(recipe, stage, block)
+        for kept in subsets(sorted(whole)):
+            for variant in (Variant(stage=stage), dense_variant(recipe, stage)):
+                cache.gated(block.program, block.block, replace(variant, left_out=whole - kept))

@@ -1,0 +1,39 @@
+"""Keys of recipes that are younger than version 1 of the language: saying nothing changes no fingerprint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_DEFAULTS: tuple[tuple[str, str, object], ...] = (
+    ("", "gate", "auto"),
+    ("", "layers", []),
+    ("", "spans", []),
+    ("plan", "destinations_every", None),
+    ("plan", "proportional", False),
+    ("sites", "metric", None),
+    ("sites", "merge", "tokens"),
+    ("stages", "reduce", None),
+)
+"""Section ("" for the recipe itself), key, and the value that says nothing."""
+
+
+def without_younger(data: dict[str, Any]) -> dict[str, Any]:
+    """Leave out of a recipe's data the keys that came after version 1 and say nothing.
+
+    Recipes that do not use them keep the fingerprint that they had.
+
+    Args:
+        data: As `Recipe.to_data` returns it; it is left as it is.
+    """
+    kept = _cut(data, "")
+    for section in {section for section, _, _ in _DEFAULTS if section}:
+        parts = data[section]
+        kept[section] = (
+            [_cut(part, section) for part in parts] if isinstance(parts, list) else _cut(parts, section)
+        )
+    return kept
+
+
+def _cut(part: dict[str, Any], section: str) -> dict[str, Any]:
+    silent = {key: value for where, key, value in _DEFAULTS if where == section}
+    return {key: value for key, value in part.items() if key not in silent or value != silent[key]}

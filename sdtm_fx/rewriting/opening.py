@@ -1,0 +1,105 @@
+"""Attention modules that passes open: each once, changed by several passes, called as a graph in the end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import fx
+
+from sdtm_fx.errors import SiteError
+from sdtm_fx.rewriting.attention import AttentionGraph, carries, image_span, open_attention
+from sdtm_fx.rewriting.placeholders import first_placeholder
+from sdtm_fx.sites.locating import Site
+
+if TYPE_CHECKING:
+    from sdtm_fx.rewriting.work import BlockWork
+
+
+@dataclass
+class OpenedSite:
+    """One attention module of a block while passes change what it computes.
+
+    Attributes:
+        site: The site.
+        attention: Its graph.
+        context: Placeholder of the `BlockContext`.
+        prefix: Placeholder of the number of tokens in front of the image.
+        plan: Placeholder of the merge plan over image tokens.
+        key: The keys that the operation gets; a pass may have made fewer of them.
+        start: Where the image starts among them, a node or an integer.
+        length: How many of them are image, a node.
+        has_mask: Whether the module passes a mask of its own.
+        outer_plan: What the block graph passes for `plan`; None: nothing reads it.
+        scored: The plan in the block graph that reads the second output; None: there is one output.
+        reads: What that plan calls it.
+    """
+
+    site: Site
+    attention: AttentionGraph
+    context: fx.Node
+    prefix: fx.Node
+    plan: fx.Node
+    key: fx.Node
+    start: Any
+    length: Any
+    has_mask: bool
+    outer_plan: fx.Node | None = None
+    scored: fx.Node | None = None
+    reads: Literal["attention", "heads"] = "attention"
+
+    @property
+    def where(self) -> str:
+        """The site, for messages."""
+        return f"site {self.site.spec.id!r}"
+
+    @property
+    def axis(self) -> int:
+        """The axis of the sequence in queries, keys and values."""
+        return self.attention.sequence
+
+    def refuse_mask(self, what: str) -> None:
+        """Raise SiteError where the module has a mask of its own, which is about the keys as they were."""
+        if self.has_mask:
+            raise SiteError(f"{self.where}: attention already has a mask; {what} do not combine with it")
+
+    def add_bias(self, bias: fx.Node) -> None:
+        """Add a bias over the keys to the logits, beside what other passes add."""
+        operation = self.attention.operation
+        other = operation.kwargs.get("attn_mask")
+        if other is not None:
+            with self.attention.graph.inserting_before(operation):
+                bias = self.attention.graph.call_method("add", (other, bias))
+        operation.update_kwarg("attn_mask", bias)
+
+
+def open_site(work: BlockWork, site: Site) -> OpenedSite:
+    """Open the attention module of a site, or return it where another pass has opened it.
+
+    Raises:
+        SiteError: The module does not hold exactly one attention operation.
+    """
+    if site.spec.id not in work.opened:
+        module = work.block.get_submodule(site.local)
+        attention = open_attention(site.node, module, site.slot, f"site {site.spec.id!r}")
+        graph, operation = attention.graph, attention.operation
+        # The last comes first: (ctx, prefix, plan, ...).
+        plan, prefix, context = (first_placeholder(graph, name) for name in ("plan", "prefix", "ctx"))
+        start, length = image_span(attention, prefix if site.spec.prefix is not None else None)
+        has_mask = operation.kwargs.get("attn_mask") is not None or len(operation.args) > 3
+        work.opened[site.spec.id] = OpenedSite(
+            site, attention, context, prefix, plan, attention.key, start, length, has_mask
+        )
+    return work.opened[site.spec.id]
+
+
+def reads_image(opened: OpenedSite) -> bool:
+    """Whether the keys are those of the site's own tokens, and not of a text beside them (cross-attention)."""
+    return carries(opened.attention.key, opened.attention.entry)
+
+
+def is_causal(operation: fx.Node) -> bool:
+    """Whether an attention operation looks at keys in front of each query only."""
+    position = operation.args[5] if len(operation.args) > 5 else False
+    found = operation.kwargs.get("is_causal", position)
+    return bool(found) if not isinstance(found, fx.Node) else bool(found.meta.get("val"))

@@ -1,0 +1,194 @@
+"""Which blocks a recipe's spans cover, confirmed on the model's own graph."""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import fx
+
+from sdtm_fx.capture.arguments import Signature
+from sdtm_fx.capture.blocks import BlockCall
+from sdtm_fx.errors import NothingMatched, SiteError, nearest
+from sdtm_fx.recipe.match import compile_match
+from sdtm_fx.recipe.schema import Recipe
+from sdtm_fx.recipe.span import SpanSpec
+from sdtm_fx.runtime.call import Variant
+
+
+@dataclass(frozen=True)
+class SpanPlace:
+    """What a block is in a span; blocks in equal places share their graphs.
+
+    Attributes:
+        span_index: The span in the recipe.
+        first: Whether the span begins in this block.
+        last: Whether it ends here.
+        entry: Number of the block in which it begins.
+    """
+
+    span_index: int
+    first: bool
+    last: bool
+    entry: int = field(compare=False)
+
+    def is_short(self, span: SpanSpec) -> bool:
+        """Whether the block runs on merged tokens."""
+        return not self.first or span.enter == "start"
+
+
+Spans = tuple[SpanPlace, ...]
+
+
+def active_span(recipe: Recipe, places: Spans, variant: Variant) -> SpanPlace | None:
+    """The span that a block is in, in a variant; there is at most one."""
+    if variant.stage is None:
+        return None
+    wanted = recipe.stages[variant.stage].sites
+    return next((place for place in places if recipe.spans[place.span_index].id in wanted), None)
+
+
+def uses_spans(recipe: Recipe) -> bool:
+    """Whether any stage merges by a span."""
+    ids = {span.id for span in recipe.spans}
+    return any(name in ids for stage in recipe.stages for name in stage.sites)
+
+
+def resolve_spans(
+    model: torch.nn.Module,
+    recipe: Recipe,
+    calls: Sequence[BlockCall],
+    kept: Collection[str],
+    sites: Mapping[str, Collection[str]],
+    ruled: Collection[str] = (),
+) -> dict[str, Spans]:
+    """Find the blocks of every span that a stage uses.
+
+    Args:
+        model: The model.
+        recipe: The recipe.
+        calls: The calls of blocks in the model's own graph, in order.
+        kept: Blocks that the recipe keeps dense.
+        sites: By path of a block, the ids of the sites in it.
+        ruled: Blocks that `layers` of the recipe says something about.
+
+    Returns:
+        By path of the block, what it is in the spans of the recipe.
+
+    Raises:
+        NothingMatched: `first` or `last` matches no block, or not as many as the other.
+        SiteError: A span is not what the recipe says, or meets another span or a site in one stage.
+    """
+    used = {name for stage in recipe.stages for name in stage.sites}
+    order = list(dict.fromkeys(call.path for call in calls))
+    nodes = {call.path: call.node for call in calls}
+    found: dict[str, Spans] = {}
+    for index, span in enumerate(recipe.spans):
+        if span.id not in used:
+            continue
+        for first, last in _pairs(recipe.name, span, order):
+            for number in range(first, last + 1):
+                path = order[number]
+                if path in ruled:
+                    raise SiteError(
+                        f"span {span.id!r} covers {path}, about which `layers` has a rule; the blocks of a span "
+                        "remove the same tokens, so accepted are rules about other blocks"
+                    )
+                if path in kept:
+                    raise SiteError(
+                        f"span {span.id!r} covers {path}, which keep_dense.layers keeps dense; "
+                        "a block inside a span has no dense tokens"
+                    )
+                place = SpanPlace(index, number == first, number == last, first)
+                found[path] = (*found.get(path, ()), place)
+            for one, other in itertools.pairwise(order[first : last + 1]):
+                _check_link(model, span, nodes[one], nodes[other])
+    _check_stages(recipe, found, sites)
+    return found
+
+
+def _pairs(recipe: str, span: SpanSpec, order: list[str]) -> list[tuple[int, int]]:
+    firsts, lasts = (_blocks(recipe, span, key, order) for key in ("first", "last"))
+    where = f"recipe {recipe!r}: span {span.id!r}"
+    if len(firsts) != len(lasts):
+        raise NothingMatched(
+            f"{where}: `first` matches {len(firsts)} blocks and `last` {len(lasts)}; they are paired in order"
+        )
+    pairs = list(zip(firsts, lasts, strict=True))
+    least = 0 if span.enter == "start" else 1
+    for first, last in pairs:
+        if last - first < least:
+            raise SiteError(
+                f"{where} goes from {order[first]} to {order[last]}; with enter {span.enter!r} the last block is "
+                f"{'the first one or a later one' if least == 0 else 'a later one than the first'}"
+            )
+    for (_, last), (first, _) in itertools.pairwise(pairs):
+        if first <= last:
+            raise SiteError(f"{where} begins at {order[first]} before it has ended at {order[last]}")
+    return pairs
+
+
+def _blocks(recipe: str, span: SpanSpec, key: str, order: list[str]) -> list[int]:
+    wanted: int | str = getattr(span, key)
+    if isinstance(wanted, int):
+        if not -len(order) <= wanted < len(order):
+            raise NothingMatched(
+                f"recipe {recipe!r}: span {span.id!r}: `{key}`: there is no block {wanted}; the model has {len(order)}"
+            )
+        return [wanted % len(order)]
+    accepts = compile_match(wanted)
+    found = [number for number, path in enumerate(order) if accepts(path)]
+    if not found:
+        raise NothingMatched(
+            f"recipe {recipe!r}: span {span.id!r}: `{key}`: {wanted!r} matches no block with sites; "
+            f"the first is {order[0]}, the last {order[-1]}{nearest(wanted, order)}"
+        )
+    return found
+
+
+def _check_link(model: torch.nn.Module, span: SpanSpec, one: fx.Node, other: fx.Node) -> None:
+    """Check that what a block returns is what the next one gets, and nothing else reads it."""
+    block = model.get_submodule(str(other.target))
+    signature = Signature.of(type(block).forward)
+    where = f"span {span.id!r}: between {one.target} and {other.target}"
+    if span.input not in signature.names:
+        raise SiteError(
+            f"span {span.id!r}: {type(block).__name__} has no argument {span.input!r}; it has "
+            f"{', '.join(signature.names)}{nearest(span.input, signature.names)}"
+        )
+    given = signature.bind(other.args, other.kwargs)[span.input]
+    from_one = given is one if span.output is None else _is_output(given, one, span.output)
+    if not from_one:
+        what = given.target if isinstance(given, fx.Node) else given
+        raise SiteError(
+            f"{where} the image tokens are not handed on as they are: {other.target} gets {what!s}; "
+            "is `output` right, and does every block between them have a site?"
+        )
+    others = [user for user in given.users if user is not other]
+    if others:
+        raise SiteError(
+            f"{where} the model reads the image tokens too ({others[0].target!s}); a span has merged them there"
+        )
+
+
+def _is_output(node: object, call: fx.Node, output: int) -> bool:
+    return isinstance(node, fx.Node) and node.target is operator.getitem and node.args == (call, output)
+
+
+def _check_stages(recipe: Recipe, found: Mapping[str, Spans], sites: Mapping[str, Collection[str]]) -> None:
+    for stage in recipe.stages:
+        for path, places in found.items():
+            ids = [
+                recipe.spans[p.span_index].id for p in places if recipe.spans[p.span_index].id in stage.sites
+            ]
+            if len(ids) > 1:
+                raise SiteError(f"stage {stage.name!r}: spans {ids[0]!r} and {ids[1]!r} both cover {path}")
+            inside = [site for site in stage.sites if site in sites[path]]
+            if ids and inside:
+                raise SiteError(
+                    f"stage {stage.name!r}: site {inside[0]!r} lies in {path}, which span {ids[0]!r} covers; "
+                    "tokens are not merged a second time"
+                )

@@ -1,0 +1,58 @@
+"""What guidance changes at each token: read off the output of a call, for the plans of the next (IBTM)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from sdtm_fx.errors import PlanError
+from sdtm_fx.runtime.state import BranchState
+
+
+def guidance_change(output: Any, grid: tuple[int, int]) -> torch.Tensor:
+    """Return the channel mean of ``|eps_text - eps_uncond|``, averaged over the latent pixels of each token.
+
+    The map of the two halves is one, so both get it.
+
+    Args:
+        output: What the model returned for a batch of two stacked guidance halves: a tensor [2b, C, H, W], or a
+            tuple or output class that holds it first.
+        grid: Height and width in tokens.
+
+    Returns:
+        [2b, N] float32.
+
+    Raises:
+        PlanError: The output is no such tensor.
+    """
+    first = output if isinstance(output, torch.Tensor) else next(iter(_values(output)), None)
+    if not isinstance(first, torch.Tensor) or first.ndim != 4 or first.shape[0] % 2:
+        found = tuple(first.shape) if isinstance(first, torch.Tensor) else type(first).__name__
+        raise PlanError(
+            f"importance: the model returned {found}; accepted [2 * batch, channels, height, width], the "
+            "prediction for both guidance halves in latent space"
+        )
+    negative, positive = first.detach().float().chunk(2)
+    change = (positive - negative).abs().mean(dim=1, keepdim=True)
+    return functional.adaptive_avg_pool2d(change, grid).flatten(1).repeat(2, 1)
+
+
+def check_importance(state: BranchState, stacked: int, *, rehearses: bool) -> None:
+    """Refuse to plan by scores that no call has handed on; a rehearsal takes what is there."""
+    if state.has_importance or rehearses:
+        return
+    why = (
+        "no call came before this one, and a step that is kept dense has to (keep_dense.first_steps: 1)"
+        if stacked == 2
+        else "this call holds no two guidance halves in one batch: the model runs without guidance "
+        "(guidance-distilled models do), or its halves are separate calls; in a loop of your own, say so by "
+        "sdtm_fx.steps(model, count, cfg_halves=2)"
+    )
+    raise PlanError(f"importance: found no scores of the step before; {why}")
+
+
+def _values(output: Any) -> tuple[Any, ...]:
+    """The fields of a tuple, or of one of diffusers' output classes."""
+    return tuple(output.values()) if isinstance(output, dict) else tuple(output)

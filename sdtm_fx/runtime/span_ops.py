@@ -1,0 +1,76 @@
+"""The operations by which blocks enter and leave a span."""
+
+from __future__ import annotations
+
+import torch
+
+from sdtm_fx.base_plan import Plan
+from sdtm_fx.errors import PlanError
+from sdtm_fx.runtime.call import BlockContext, OpenSpan
+from sdtm_fx.runtime.rotary_ops import gather_rotary
+
+
+def enter_span(
+    ctx: BlockContext, plan: Plan, tokens: torch.Tensor, name: str, keeps_stream: bool
+) -> torch.Tensor:
+    """Begin a span: [B, N, D] to [B, M, D].
+
+    Args:
+        ctx: The block in the current call.
+        plan: The plan of the span.
+        tokens: The stream of image tokens.
+        name: Id of the span.
+        keeps_stream: Whether the stream is wanted again at the end.
+    """
+    ctx.spans[name] = OpenSpan(plan, tokens if keeps_stream else None)
+    return plan.merge(tokens)
+
+
+def inside_span(ctx: BlockContext, tokens: torch.Tensor, name: str) -> torch.Tensor:
+    """Check that a block gets the merged tokens of a span, and hand them on.
+
+    Raises:
+        PlanError: The span was not entered in this call, or the tokens are others.
+    """
+    kept = _opened(ctx, name).plan.kept
+    if tokens.shape[1] != kept:
+        raise PlanError(
+            f"block {ctx.block} is inside span {name!r} and got {tokens.shape[1]} image tokens instead of {kept}"
+        )
+    return tokens
+
+
+def leave_span(ctx: BlockContext, tokens: torch.Tensor, name: str) -> torch.Tensor:
+    """End a span: [B, M, D] to [B, N, D].
+
+    The stream where it began counts fully where the residual is dense: x + unmerge(y - merge(x)).
+
+    Raises:
+        PlanError: The span was not entered in this call.
+    """
+    span = _opened(ctx, name)
+    del ctx.spans[name]
+    if span.stream is None:
+        return span.plan.unmerge(tokens)
+    # Merged once more rather than kept since: blocks may work on their tokens in place.
+    return span.stream + span.plan.unmerge(tokens - span.plan.merge(span.stream))
+
+
+def span_rotary(ctx: BlockContext, table: torch.Tensor, name: str) -> torch.Tensor:
+    """[T + N, D] to [T + M, D]: the rows of a position table that belong to the merged tokens of a span."""
+    return gather_rotary(_opened(ctx, name).plan, table)
+
+
+def cut_span_rotary(ctx: BlockContext, table: torch.Tensor, name: str) -> torch.Tensor:
+    """The same, but the leading rows, whatever tokens the slots hold (``passes.gather_rotary: false``)."""
+    return table[: table.shape[0] - _opened(ctx, name).plan.removed]
+
+
+def _opened(ctx: BlockContext, name: str) -> OpenSpan:
+    span = ctx.spans.get(name)
+    if span is None:
+        raise PlanError(
+            f"block {ctx.block} is inside span {name!r}, but the block that begins it has not run in this call "
+            "(skip_layers, or a cache that leaves blocks out?)"
+        )
+    return span
