@@ -13,7 +13,6 @@ from __future__ import annotations
 from torch import fx
 
 from sdtm_fx.base_plan import Unmerging
-from sdtm_fx.errors import SiteError, nearest
 from sdtm_fx.rewriting.work import BlockWork, Pass
 from sdtm_fx.runtime import ops
 from sdtm_fx.sites.locating import Site
@@ -106,25 +105,15 @@ def feed(site: Site, tokens: fx.Node) -> None:
 
 def prefix_length(work: BlockWork, site: Site) -> fx.Node:
     """Insert the number of tokens in front of the image: the length of a block argument."""
-    return work.graph.call_method("size", (_argument(work, site, "prefix"), 1))
+    argument = work.argument(str(site.spec.prefix), "prefix", f"site {site.spec.id!r}")
+    return work.graph.call_method("size", (argument, 1))
 
 
 def metric_argument(work: BlockWork, site: Site) -> fx.Node | None:
     """The block argument that tokens are compared by, None where the site's own input is."""
-    return None if site.spec.metric is None else _argument(work, site, "metric")
-
-
-def _argument(work: BlockWork, site: Site, key: str) -> fx.Node:
-    """The argument of the block that a key of the site names."""
-    wanted = getattr(site.spec, key)
-    given = [n for n in work.graph.nodes if n.op == "placeholder" and n is not work.context]
-    names = [str(n.target) for n in given]
-    if wanted not in names:
-        raise SiteError(
-            f"site {site.spec.id!r}: the block has no argument {wanted!r} for `{key}`; "
-            f"it has {', '.join(names)}{nearest(str(wanted), names)}"
-        )
-    return given[names.index(wanted)]
+    if site.spec.metric is None:
+        return None
+    return work.argument(site.spec.metric, "metric", f"site {site.spec.id!r}")
 
 
 INSERT_MERGES = Pass("insert_merges", exact=False, run=insert_merges)

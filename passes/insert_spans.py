@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from sdtm_fx.errors import SiteError, nearest
+from sdtm_fx.errors import SiteError
 from sdtm_fx.recipe.span import SpanSpec
 from sdtm_fx.rewriting.work import BlockWork, Pass
 from sdtm_fx.runtime import ops, span_ops
@@ -49,15 +49,7 @@ def insert_spans(work: BlockWork) -> int:
 
 
 def _argument(work: BlockWork, span: SpanSpec) -> fx.Node:
-    placeholders = {
-        str(n.target): n for n in work.graph.nodes if n.op == "placeholder" and n is not work.context
-    }
-    if span.input not in placeholders:
-        raise SiteError(
-            f"span {span.id!r}: {type(work.block).__name__} is given no argument {span.input!r}; it is given "
-            f"{', '.join(placeholders)}{nearest(span.input, placeholders)}"
-        )
-    node = placeholders[span.input]
+    node = work.argument(span.input, "input", f"span {span.id!r}")
     if not _is_sequence(node):
         raise SiteError(f"span {span.id!r}: argument {span.input!r} is not a [batch, tokens, width] tensor")
     return node

@@ -179,8 +179,6 @@ class Method(ABC):
         Raises:
             PlanError: The method chooses no destinations, or the former plan has another size.
         """
-        if not self.chooses_destinations:
-            raise PlanError(f"{self.name}: found a request to keep destinations; it chooses none of its own")
         self._check_view(view)
         self._check_remove(view.grid, remove)
         if (former.tokens, former.removed) != (view.metric.shape[1], remove):
@@ -195,8 +193,8 @@ class Method(ABC):
         """Make the plan; the arguments are checked and `remove` is positive."""
 
     def _replan(self, view: TokenView, remove: int, former: Plan) -> Plan:
-        """As `_plan`, with the destinations of a former plan, for methods that choose some."""
-        raise NotImplementedError
+        """As `_plan`, with the destinations of a former plan; methods that choose some say how."""
+        raise PlanError(f"{self.name}: found a request to keep destinations; it chooses none of its own")
 
     def _check_options(self) -> None:  # noqa: B027 - most methods have nothing to check
         """Raise OptionError for options that do not go together or are out of range."""

@@ -11,6 +11,7 @@ from torch import fx
 
 from sdtm_fx.base_plan import Unmerging
 from sdtm_fx.capture.guards import expect
+from sdtm_fx.errors import SiteError, nearest
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.recipe.sections import Stage
 from sdtm_fx.rewriting.opening import OpenedSite
@@ -80,6 +81,27 @@ class BlockWork:
         """The context placeholder."""
         assert self.context is not None, "locate_sites runs first"
         return self.context
+
+    def argument(self, name: str, key: str, whose: str) -> fx.Node:
+        """The argument of the block that a key of a site or span names.
+
+        Args:
+            name: Of the argument.
+            key: That names it.
+            whose: The site or span, for messages.
+
+        Raises:
+            SiteError: The block is given no such argument.
+        """
+        given = {
+            str(n.target): n for n in self.graph.nodes if n.op == "placeholder" and n is not self.context
+        }
+        if name not in given:
+            raise SiteError(
+                f"{whose}: {type(self.block).__name__} is given no argument {name!r} for `{key}`; it is given "
+                f"{', '.join(given)}{nearest(name, given)}"
+            )
+        return given[name]
 
     def drop_unused(self) -> None:
         """Remove what nothing uses any more, except what acts by itself (guards, stores, in-place work)."""

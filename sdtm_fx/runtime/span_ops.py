@@ -7,7 +7,7 @@ import torch
 from sdtm_fx.base_plan import Plan
 from sdtm_fx.errors import PlanError
 from sdtm_fx.runtime.call import BlockContext, OpenSpan
-from sdtm_fx.runtime.rotary_ops import gather_rotary
+from sdtm_fx.runtime.rotary_ops import cut_rotary, gather_rotary
 
 
 def enter_span(
@@ -63,7 +63,7 @@ def span_rotary(ctx: BlockContext, table: torch.Tensor, name: str) -> torch.Tens
 
 def cut_span_rotary(ctx: BlockContext, table: torch.Tensor, name: str) -> torch.Tensor:
     """The same, but the leading rows, whatever tokens the slots hold (``passes.gather_rotary: false``)."""
-    return table[: table.shape[0] - _opened(ctx, name).plan.removed]
+    return cut_rotary(_opened(ctx, name).plan, table)
 
 
 def _opened(ctx: BlockContext, name: str) -> OpenSpan:

@@ -113,7 +113,9 @@ class Trainer:
 
     def __init__(self, config: TrainConfig) -> None:
         if config.distil is not None and config.start is None:
-            raise SdtmFxError(f"train: distil {config.distil:g} needs a run to distil from: give start")
+            raise SdtmFxError(
+                f"train: distil {config.distil:g} needs a run to distil from; give start: its folder, or shipped"
+            )
         self.config = config
         self.teacher: Toy | None = None
         self.step = 0

@@ -124,7 +124,7 @@ def test_merge_and_unmerge_agree(grid: tuple[int, int], ratio: float) -> None:
 def test_a_metric_that_the_block_does_not_have_is_an_error() -> None:
     with pytest.raises(
         SiteError,
-        match=r"site 'attn1': the block has no argument 'hiden_states' for `metric`; it has hidden_states, "
-        r".*did you mean 'hidden_states'",
+        match=r"site 'attn1': BasicTransformerBlock is given no argument 'hiden_states' for `metric`; it is "
+        r"given hidden_states, .*did you mean 'hidden_states'",
     ):
         sdtm_fx.rewrite(unet(), recipe(["attn1"], 0.5, metric="hiden_states"))

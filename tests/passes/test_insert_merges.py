@@ -144,8 +144,8 @@ def test_a_step_that_only_measures_has_no_marks() -> None:
 def test_a_prefix_names_an_argument_of_the_block() -> None:
     sites = [PARALLEL[1] | {"prefix": "encoder_states"}]
     message = (
-        "site 'mlp': the block has no argument 'encoder_states' for `prefix`; "
-        "it has hidden_states, encoder_hidden_states, temb (did you mean 'encoder_hidden_states'?)"
+        "site 'mlp': ParallelBlock is given no argument 'encoder_states' for `prefix`; "
+        "it is given hidden_states, encoder_hidden_states, temb (did you mean 'encoder_hidden_states'?)"
     )
     with pytest.raises(SiteError, match=re.escape(message)):
         work_on(ParallelBlock(), (X, T, C), recipe(sites), passes=SITES)

@@ -85,7 +85,8 @@ OTHER = {**SPAN, "id": "other"}
             [{"input": "hidden_state", "last": 1}],
             {},
             SiteError,
-            r"JointTransformerBlock is given no argument 'hidden_state'; it is given .*did you mean 'hidden_states'",
+            r"JointTransformerBlock is given no argument 'hidden_state' for `input`; it is "
+            r"given .*did you mean 'hidden_states'",
         ),
         (
             [{"input": "temb", "last": 1}],

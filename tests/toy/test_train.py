@@ -203,7 +203,9 @@ def test_guidance_is_distilled(tmp_path: Path) -> None:
     assert runs[1.0].losses[0] < 1e-9, "without guidance the teacher says what the pupil says"
     assert runs[3.0].losses[0] > 1e-6
     assert runs[5.0].losses[0] == pytest.approx(4 * runs[3.0].losses[0], rel=1e-3), "both are on one line"
-    with pytest.raises(SdtmFxError, match="distil 2 needs a run to distil from: give start"):
+    with pytest.raises(
+        SdtmFxError, match="distil 2 needs a run to distil from; give start: its folder, or shipped"
+    ):
         Trainer(dataclasses.replace(TINY, distil=2.0))
 
     class Cut(Exception):

@@ -92,7 +92,7 @@ FAULTS: dict[str, tuple[Case, dict[str, Any], type[Exception], str]] = {
         FLUX_DEV,
         {"sites.single_ff.prefix": "encoder_states"},
         sdtm_fx.SiteError,
-        "site 'single_ff': the block has no argument 'encoder_states' for `prefix`; .*encoder_hidden_states",
+        "site 'single_ff': .*is given no argument 'encoder_states' for `prefix`; .*encoder_hidden_states",
     ),
     "rotary": (
         FLUX_ATTENTION,
