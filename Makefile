@@ -1,4 +1,4 @@
-# Two commands need nothing but Python 3.10 or newer and make: `make demo` and `make test`.
+# `make demo`, `make test` and `make test-slow` need nothing but Python 3.10 or newer and make.
 # Each makes a virtual environment in the checkout; a stamp file says when that is done.
 #
 #   make demo PYTHON=python3.12       another interpreter
@@ -18,10 +18,10 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CO
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types bench clean
+.PHONY: help demo test test-slow lint types bench clean
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /: /'
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /: /'
 
 $(VENV)/.python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "sdtm_fx needs Python 3.10 or newer")'
@@ -39,8 +39,11 @@ $(VENV)/.dev: $(VENV)/.python pyproject.toml constraints.txt
 demo: $(VENV)/.demo  ## dense and rewritten images side by side, in demo_output/
 	$(BIN)/sdtm-fx demo --out $(OUT)
 
-test: lint types  ## style, types and the whole test suite
-	$(ONE_THREAD) $(BIN)/python -m pytest $(PYTEST)
+test: lint types  ## style, types and the tests that take less than ten seconds each
+	$(ONE_THREAD) $(BIN)/python -m pytest -m "not slow" $(PYTEST)
+
+test-slow: $(VENV)/.dev  ## the other tests: many compile
+	$(ONE_THREAD) $(BIN)/python -m pytest -m slow $(PYTEST)
 
 lint: $(VENV)/.dev  ## ruff, as linter and as formatter
 	$(BIN)/ruff check .

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from sdtm_fx.provenance import commit_of_code, processor
+
 
 def machine(device: torch.device) -> dict[str, Any]:
     """What the numbers of this process are taken on, for a record of them.
@@ -16,9 +18,10 @@ def machine(device: torch.device) -> dict[str, Any]:
     """
     on_cuda = device.type == "cuda"
     return {
+        "commit": commit_of_code(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "machine": torch.cuda.get_device_name(device) if on_cuda else platform.processor(),
+        "machine": torch.cuda.get_device_name(device) if on_cuda else processor(),
         "threads": torch.get_num_threads(),
         "peak_memory": "torch.cuda.max_memory_allocated of one call" if on_cuda else "not counted on a CPU",
     }

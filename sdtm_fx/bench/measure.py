@@ -14,6 +14,7 @@ from sdtm_fx.bench.pairing import BenchSetup, pair_of_models
 from sdtm_fx.explaining.explain import explain
 from sdtm_fx.explaining.report import Explanation, PhaseReport
 from sdtm_fx.phase import Phase
+from sdtm_fx.recipe.ratio import FullRatio
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewrite import steps
 from sdtm_fx.rewriting.rewriting import Rewriting
@@ -73,9 +74,9 @@ def bench_stages(
     Raises:
         ScheduleError: The recipe cannot remove the ratio at this size.
     """
-    flat = _at_one_ratio(recipe, setup.ratio)
+    flat = at_one_ratio(recipe, setup.ratio)
     pairing = pair_of_models(model, flat, setup)
-    size, count = pairing.size, _steps_for(flat, setup.runs)
+    size, count = pairing.size, steps_for(flat, setup.runs + 2)
     report = explain(
         pairing.merged, steps=count, grid=size.grid, batch=size.batch, text=size.text, quiet=True
     )
@@ -114,23 +115,29 @@ def plans_per_call(rewriting: Rewriting, phase: Phase) -> int:
     return len({index // recipe.plan.every_layers for index in merging})
 
 
-def _at_one_ratio(recipe: Recipe, ratio: float) -> Recipe:
-    return recipe.override(
+def at_one_ratio(recipe: Recipe, ratio: float) -> Recipe:
+    """The recipe with one ratio in all stages, merging in every step but the first two, wherever it says.
+
+    A recipe whose ratio is full keeps that.
+    """
+    flat = recipe.override(
         {
-            "ratio": {"curve": "constant", "start": ratio},
             "stages.*.ratio": None,
             "sites.*.expect": None,
             "gate": "off",
             "keep_dense": {"first_steps": 2, "last_steps": 0, "every_steps": None, "layers": []},
         }
     )
+    if isinstance(recipe.ratio, FullRatio):
+        return flat
+    return flat.override({"ratio": {"curve": "constant", "start": ratio}})
 
 
-def _steps_for(recipe: Recipe, runs: int) -> int:
-    """Enough denoising steps for a warm-up and `runs` pairs in the shortest stage."""
+def steps_for(recipe: Recipe, calls: int) -> int:
+    """Enough denoising steps for so many calls in the shortest stage, behind the dense ones."""
     ends = [stage.until for stage in recipe.stages]
     share = min(end - start for start, end in zip([0.0, *ends], ends, strict=False))
-    return int((runs + 4) / share) + 1
+    return int((calls + 2) / share) + 1
 
 
 def _timing(
@@ -157,9 +164,9 @@ def break_down(model: BenchModel, recipe: Recipe, setup: BenchSetup) -> dict[str
         recipe: The recipe; its ratio curve is replaced, its regular dense steps are left out.
         setup: Sizes and numbers.
     """
-    flat = _at_one_ratio(recipe, setup.ratio)
+    flat = at_one_ratio(recipe, setup.ratio)
     pairing = pair_of_models(model, flat, replace(setup, compiled=False))
-    count = _steps_for(flat, 4)
+    count = steps_for(flat, 6)
     shares: dict[str, dict[str, float]] = {}
     with torch.no_grad(), steps(pairing.merged, count, cfg_halves=model.halves) as clock:
         for _ in range(2):

@@ -94,6 +94,22 @@ def check_cache(cache: Path | None, compiled: bool, steps: int) -> None:
     _check_folder("cache", cache)
 
 
+def check_comparison(**others: object) -> None:
+    """Check that nothing is asked for that a comparison of recipes does not measure.
+
+    Args:
+        others: Values of other options, by name.
+
+    Raises:
+        SdtmFxError: One of them is set.
+    """
+    for name, value in others.items():
+        if value:
+            raise SdtmFxError(
+                f"compare: it measures no --{name}; accepted beside it: sizes, --ratio, --runs, --compile, --out"
+            )
+
+
 def layers_of(text: str, model: BenchModel) -> Layers:
     """Numbers of blocks: one for all kinds, or one for each, such as ``1,2``; 0 is the whole model.
 

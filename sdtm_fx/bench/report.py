@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
+from sdtm_fx.bench.compare import Contender
 from sdtm_fx.bench.depth import DepthTiming
 from sdtm_fx.bench.growth import Growth
 from sdtm_fx.bench.measure import StageTiming
@@ -95,6 +96,43 @@ def depth_table(times: Sequence[DepthTiming], title: str) -> Table:
         parts = (t.tracing_seconds, t.rewriting_seconds, t.rewriting_seconds / t.structures, t.rest_seconds)
         seconds = (f"{value:.2f} s" for value in (t.total_seconds, *parts))
         table.add_row(str(t.blocks), str(t.structures), *seconds)
+    return table
+
+
+def contender_as_data(contender: Contender) -> dict[str, Any]:
+    """A contender as plain data, with what follows from its fields."""
+    names = ("theoretical", "measured", "efficiency", "planning_macs", "planning_time")
+    return {**asdict(contender), **{name: getattr(contender, name) for name in names}}
+
+
+CONTENDER_COLUMNS = (
+    "recipe",
+    "stage",
+    "tokens",
+    "MACs of plans",
+    "time of plans",
+    "theory",
+    "measured",
+    "efficiency",
+)
+"""What `contender_cells` says; what plans take is told in parts of a dense call."""
+
+
+def contender_cells(c: Contender) -> tuple[str, ...]:
+    """A row of a comparison."""
+    low, high = (100 * bound for bound in (min(c.planning_times), max(c.planning_times)))
+    return (
+        c.recipe, f"{c.stage}: {c.method}", f"{c.tokens} -> {c.kept}", f"{100 * c.planning_macs:.2f} %",
+        f"{100 * c.planning_time:.1f} % ({low:.1f} to {high:.1f})", f"{c.theoretical:.2f}x", f"{c.measured:.2f}x",
+        f"{c.efficiency:.2f}",
+    )  # fmt: skip
+
+
+def contender_table(contenders: Sequence[Contender], title: str) -> Table:
+    """One row per stage of each recipe."""
+    table = Table(*CONTENDER_COLUMNS, title=title)
+    for contender in contenders:
+        table.add_row(*contender_cells(contender))
     return table
 
 

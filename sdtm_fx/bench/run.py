@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from sdtm_fx.bench import report
+from sdtm_fx.bench.compare import compare_recipes, compared_stages
 from sdtm_fx.bench.configs import BenchModel
 from sdtm_fx.bench.depth import time_depths
 from sdtm_fx.bench.figure import draw_growth
@@ -81,6 +82,26 @@ def run_bench(
         record["depths"] = [{**asdict(d), "rest_seconds": d.rest_seconds} for d in depths]
         console.print(report.depth_table(depths, f"{title}: rewrite against the number of blocks"))
     return record
+
+
+def run_comparison(
+    model: BenchModel, recipes: Sequence[Recipe], setup: BenchSetup, title: str
+) -> dict[str, Any]:
+    """Measure recipes beside each other, and print the table.
+
+    Args:
+        model: What to build, with random weights.
+        recipes: The recipes.
+        setup: Sizes and numbers.
+        title: Of the table.
+
+    Returns:
+        Everything as plain data.
+    """
+    with _bar("triples", setup.runs * compared_stages(recipes)) as advance:
+        found = compare_recipes(model, recipes, setup, advance)
+    Console().print(report.contender_table(found, title))
+    return {"compared": [report.contender_as_data(contender) for contender in found]}
 
 
 def _run_parts(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ _MODELS = "sd3-medium, sd3.5-medium, sd3.5-large, flux.1-dev"
 
 
 def bench(
+    context: typer.Context,
     model: Annotated[str, typer.Option(help=f"Configuration: {_MODELS}.")] = "sd3-medium",
     recipe: Annotated[
         str | None, typer.Option(help="Recipe; by default the one named like the model.")
@@ -44,6 +46,12 @@ def bench(
         bool,
         typer.Option("--growth", help="Time the parts from 512 to 2048 px, and rewrite from 2 to 16 layers."),
     ] = False,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Instead of the rest: this recipe, beside others named alike; see `sdtm-fx tables`."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the result as JSON.")] = None,
     figure: Annotated[
         Path | None, typer.Option(help="Where --growth is drawn; by default beside the JSON, as .png.")
@@ -59,6 +67,7 @@ def bench(
     from sdtm_fx.bench.machine import machine
     from sdtm_fx.bench.options import (
         check_cache,
+        check_comparison,
         check_files,
         device_of,
         dtype_of,
@@ -67,13 +76,15 @@ def bench(
         mode_of,
     )
     from sdtm_fx.bench.pairing import BenchSetup
-    from sdtm_fx.bench.run import Wanted, run_bench
+    from sdtm_fx.bench.run import Wanted, run_bench, run_comparison
     from sdtm_fx.bench.start import compiler_start
     from sdtm_fx.recipe.load import load_recipe
 
     config = bench_model(model)
     drawn = check_files(out, figure, growth)
     check_cache(cache, compile, steps)
+    if compare:
+        check_comparison(recipe=recipe, steps=steps, parts=parts, growth=growth, cache=cache)
     setup = BenchSetup(
         ratio=ratio,
         layers=layers_of(layers, config),
@@ -85,17 +96,41 @@ def bench(
         compiled=compile,
         mode=mode_of(mode, compile),
     )
-    chosen = load_recipe(recipe or model)
-    if not keep_reuse:
-        chosen = chosen.override(reuse=None)
     if threads:
         torch.set_num_threads(threads)
     how = f"compiled{f', {mode}' if mode else ''}" if compile else "eager"
     size = f"layers {layers if setup.layers else 'all'}, {height} x {width} px, batch {batch}"
     title = f"{model}, {size}, ratio {ratio}, {dtype}, {device}, {how}"
-    record: dict[str, Any] = {**machine(setup.device), "recipe": chosen.name, "title": title}
+    record: dict[str, Any] = {**machine(setup.device), "command": _command(context), "title": title}
+    if compare:
+        record |= run_comparison(config, [load_recipe(name) for name in compare], setup, title)
+        _write(record, out)
+        return
+    chosen = load_recipe(recipe or model)
+    if not keep_reuse:
+        chosen = chosen.override(reuse=None)
+    record["recipe"] = chosen.name
     with compiler_start(cache) as start:
         record["start"] = start if compile else None
         record |= run_bench(config, chosen, setup, Wanted(steps, parts, growth, drawn), title)
+    _write(record, out)
+
+
+def _command(context: typer.Context) -> str:
+    """The command, with what was given and measures something."""
+    words = ["sdtm-fx", "bench"]
+    for option in context.command.params:
+        name = option.name or ""
+        source = context.get_parameter_source(name)
+        if source is None or source.name != "COMMANDLINE" or name in ("out", "figure"):
+            continue
+        value = context.params[name]
+        flag = option.opts[0] if value is not False else option.secondary_opts[0]
+        for one in value if isinstance(value, list) else [value]:
+            words += [flag] if isinstance(one, bool) else [flag, str(one)]
+    return shlex.join(words)
+
+
+def _write(record: dict[str, Any], out: Path | None) -> None:
     if out is not None:
         out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""`sdtm-fx tables`: evaluations as a page in Markdown."""
+"""`sdtm-fx tables`: evaluations and comparisons as a page in Markdown."""
 
 from __future__ import annotations
 
@@ -9,15 +9,26 @@ import typer
 
 
 def tables(
-    files: Annotated[list[Path], typer.Argument(help="evaluation.json files that `sdtm-fx eval` wrote.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            help="What `sdtm-fx eval` (evaluation.json) and `sdtm-fx bench --compare` (--out) wrote, in any order."
+        ),
+    ],
     out: Annotated[
         Path | None, typer.Option(help="File to write; absent: standard output.", show_default=False)
     ] = None,
 ) -> None:
-    """Write the tables of evaluations in Markdown, with what they were measured on."""
-    from sdtm_fx.evaluate.page import read_evaluation, results_page
+    """Write the tables of evaluations and comparisons in Markdown, with what they were measured on."""
+    from sdtm_fx.bench.page import comparison_section, holds_comparison, read_comparison
+    from sdtm_fx.evaluate.page import evaluation_section, read_evaluation
 
-    text = results_page([read_evaluation(path) for path in files])
+    text = "\n".join(
+        comparison_section(read_comparison(path))
+        if holds_comparison(path)
+        else evaluation_section(read_evaluation(path))
+        for path in files
+    )
     if out is None:
         typer.echo(text, nl=False)
     else:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import math
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -15,6 +13,7 @@ import torch
 
 from sdtm_fx.cost.effort import Effort
 from sdtm_fx.errors import CalibrationError
+from sdtm_fx.provenance import processor
 
 FORMAT = 1
 
@@ -143,15 +142,4 @@ def device_name(device: torch.device) -> str:
     """Kind and model of a device: ``cpu: AMD EPYC``."""
     if device.type == "cuda":
         return f"cuda: {torch.cuda.get_device_name(device)}"
-    return f"{device.type}: {_processor()}" if device.type == "cpu" else device.type
-
-
-@functools.cache
-def _processor() -> str:
-    """The model of the CPU; where Linux does not say, what Python knows."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return f"{device.type}: {processor()}" if device.type == "cpu" else device.type

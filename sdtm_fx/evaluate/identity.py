@@ -7,7 +7,6 @@ import inspect
 import json
 import os
 import platform
-import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import torch
 import torchmetrics
 
 import sdtm_fx.passes
+from sdtm_fx.provenance import commit_of_code, processor
 
 _ROOT = Path(sdtm_fx.__file__).parent
 _DRAWS_NOTHING = ("analyze", "bench", "cli", "demo", "evaluate", "toy")
@@ -74,7 +74,7 @@ def identity(pipeline: Any) -> dict[str, Any]:
         "source": source_digest(pipeline),
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
-        "machine": _processor(),
+        "machine": processor(),
         "device": _device_name(tensor.device),
         "dtype": str(tensor.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
@@ -85,50 +85,17 @@ def environment() -> dict[str, Any]:
     """Versions, commit and hardware, as plain data."""
     return {
         "sdtm_fx": metadata.version("sdtm_fx"),
-        "commit": _commit(),
+        "commit": commit_of_code(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
         "torchmetrics": torchmetrics.__version__,
         "numpy": np.__version__,
         "system": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
     }
 
 
-def _commit() -> str | None:
-    """Commit of the checkout that the code lies in, marked where files differ from it; None outside of one."""
-    inside = ["git", "-C", str(_ROOT)]
-    try:
-        commit = subprocess.run([*inside, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-        changed = subprocess.run(
-            [*inside, "status", "--porcelain", "--untracked-files=no"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        tracked = subprocess.run(
-            [*inside, "ls-files", "--error-unmatch", str(_ROOT / "__init__.py")],
-            capture_output=True,
-            check=False,
-        )
-    except FileNotFoundError:  # no git
-        return None
-    if commit.returncode or tracked.returncode:  # no checkout, or one of something else around this package
-        return None
-    return commit.stdout.strip() + (" with changes" if changed.stdout.strip() else "")
-
-
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def _processor() -> str:
-    """Model name of the processor, as the system tells it."""
-    table = Path("/proc/cpuinfo")
-    if table.is_file():
-        for line in table.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -131,16 +131,12 @@ def read_evaluation(path: Path) -> EvaluationData:
         ) from error
 
 
-def results_page(evaluations: Sequence[EvaluationData]) -> str:
-    """Return the tables of some evaluations, one section each.
-
-    Args:
-        evaluations: In the order of the page.
-    """
-    return "\n".join("\n".join(_section(evaluation)) + "\n" for evaluation in evaluations)
+def evaluation_section(found: EvaluationData) -> str:
+    """The table of an evaluation."""
+    return "\n".join(_lines(found)) + "\n"
 
 
-def _section(found: EvaluationData) -> Iterator[str]:
+def _lines(found: EvaluationData) -> Iterator[str]:
     s, made, on = found.settings, found.identity, found.environment
     judged = bool(s.judged)
     yield f"## {s.study or s.model}, {s.steps} steps\n"

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from sdtm_fx.cli.main import app
 from sdtm_fx.errors import SdtmFxError
 from sdtm_fx.evaluate import Evaluation, Row, evaluate
-from sdtm_fx.evaluate.page import read_evaluation, results_page
+from sdtm_fx.evaluate.page import evaluation_section, read_evaluation
 from sdtm_fx.evaluate.report import as_dict, to_json
 from tests.evaluate.conftest import FakeJudge, merging, request
 
@@ -37,7 +37,7 @@ def written(found: Evaluation, folder: Path, **settings: Any) -> Path:
 
 def test_a_page_groups_rows_by_budget_and_ranks_them(found: Evaluation, tmp_path: Path) -> None:
     out = [{"label": "late", "reason": "it is slow"}]
-    page = results_page([read_evaluation(written(found, tmp_path, study="mine", left_out=out))])
+    page = evaluation_section(read_evaluation(written(found, tmp_path, study="mine", left_out=out)))
     table = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ")]
     assert table[0] == [
         "row", "MACs", "speedup", "PSNR, dB", "SSIM", "captions right", "FD real", "FD dense",
@@ -54,7 +54,7 @@ def test_a_page_groups_rows_by_budget_and_ranks_them(found: Evaluation, tmp_path
 def test_sections_follow_each_other_and_name_recipes(found: Evaluation, tmp_path: Path) -> None:
     few = dataclasses.replace(found, sampling=dataclasses.replace(found.sampling, judged=0))
     data = read_evaluation(written(few, tmp_path, recipes=["a", "b.yaml"]))
-    page = results_page([data, data])
+    page = "\n".join([evaluation_section(data)] * 2)
     assert page.count("## tiny, 2 steps\n") == 2
     assert "`sdtm-fx eval --model tiny --recipe a --recipe b.yaml --steps 2" in page
     assert "captions right" not in page

@@ -1,0 +1,83 @@
+"""Comparisons of recipes as a page in Markdown, with what they were measured on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from sdtm_fx.bench.compare import Contender
+from sdtm_fx.bench.report import CONTENDER_COLUMNS, contender_cells
+from sdtm_fx.errors import SdtmFxError
+
+
+class ComparisonData(BaseModel):
+    """The parts of a comparison's record that a page shows."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    title: str
+    command: str
+    commit: str | None
+    torch: str
+    machine: str
+    threads: int
+    compared: tuple[Contender, ...]
+
+
+def holds_comparison(path: Path) -> bool:
+    """Whether a file is the record of a comparison; of what is no readable JSON, it is not."""
+    try:
+        data = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False  # whoever reads it next says what is wrong
+    return isinstance(data, dict) and "compared" in data
+
+
+def read_comparison(path: Path) -> ComparisonData:
+    """Read what ``sdtm-fx bench --compare ... --out`` wrote.
+
+    Args:
+        path: The JSON.
+
+    Raises:
+        SdtmFxError: There is no such file, or it holds something else.
+    """
+    try:
+        return ComparisonData.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise SdtmFxError(f"{path}: found no readable file ({error.strerror})") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the file"
+        accepted = "what `sdtm-fx bench --compare` of this version writes"
+        raise SdtmFxError(f"{path}: {place}: {first['msg']}; accepted: {accepted}") from error
+
+
+def comparison_section(found: ComparisonData) -> str:
+    """The table of a comparison."""
+    return "\n".join(_lines(found)) + "\n"
+
+
+def _lines(found: ComparisonData) -> Iterator[str]:
+    runs = min((len(contender.triples) for contender in found.compared), default=0)
+    yield f"## {found.title}\n"
+    yield (
+        f"`{found.command}`, commit {found.commit or 'unknown'}, {found.machine}, {found.threads} threads, torch "
+        f"{found.torch}.\n"
+    )
+    yield (
+        "What plans take is told in parts of a dense call: a call that makes its plans less one that keeps them, in "
+        f"time the median of {runs} and their spread. Theory is dense MACs over those of a call that makes its "
+        "plans; efficiency is measured over theory.\n"
+    )
+    yield _line(CONTENDER_COLUMNS)
+    yield _line(["---"] * len(CONTENDER_COLUMNS))
+    for contender in found.compared:
+        yield _line(contender_cells(contender))
+
+
+def _line(cells: tuple[str, ...] | list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
