@@ -64,7 +64,11 @@ def train(
     ] = None,
     distil: Annotated[
         float | None,
-        typer.Option(min=1, help="Guidance scale of --start to distil into one call; by default none."),
+        typer.Option(min=1, help="Guidance scale to distil into one call; by default none."),
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(help="Run whose guidance is distilled, or shipped; by default that of --start."),
     ] = None,
 ) -> None:
     """Train a toy on scenes; options that are left out are those of `sdtm_fx.toy.trainer.TrainConfig`."""

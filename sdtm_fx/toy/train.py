@@ -36,28 +36,36 @@ def train(
 
     Raises:
         SdtmFxError: If there is nothing to resume, a run would be overwritten, a checkpoint is not whole, or the run
-            to start from is missing or trained another model.
+            to start from or to learn from is missing or trained another model.
     """
     trainer = Trainer(config)
+    teacher = config.teacher or config.start
     if config.start is not None and not resume:
-        trainer.start_from(*_earlier(config))
+        trainer.start_from(*_earlier(config.model, config.start, "start"))
+    if config.distil is not None and teacher is not None and not resume:
+        trainer.learn_from(*_earlier(config.model, teacher, "teacher" if config.teacher else "start"))
     return run_to_end(trainer, folder, "train", resume=resume, every=every, on_step=on_step)
 
 
-def _earlier(config: TrainConfig) -> tuple[str, Mapping[str, Tensor]]:
-    """The model that an earlier run trained, and its averaged weights."""
-    assert config.start is not None
-    if config.start != SHIPPED:
-        path = Path(config.start) / "checkpoint.pt"
+def _earlier(model: str, source: str, key: str) -> tuple[str, Mapping[str, Tensor]]:
+    """The model that an earlier run trained, and its averaged weights.
+
+    Args:
+        model: What this run trains.
+        source: Folder of the earlier one, or `SHIPPED`.
+        key: What names it in the configuration.
+    """
+    if source != SHIPPED:
+        path = Path(source) / "checkpoint.pt"
         if not path.is_file():
-            hint = nearest(config.start, (SHIPPED,))
+            hint = nearest(source, (SHIPPED,))
             raise SdtmFxError(
-                f"train: start: {path} is missing; accepted: the folder of a run, or {SHIPPED}{hint}"
+                f"train: {key}: {path} is missing; accepted: the folder of a run, or {SHIPPED}{hint}"
             )
         state = read_checkpoint(path)
         return state["config"]["model"], state["average"]
-    toy = load_toy(config.model)
-    return config.model, {
+    toy = load_toy(model)
+    return model, {
         f"{part}.{name}": weight
         for part in ("transformer", "text_encoder")
         for name, weight in toy.components[part].state_dict().items()

@@ -45,8 +45,9 @@ class TrainConfig:
         bfloat16: Compute in bfloat16 under autocast; weights and optimiser stay float32.
         start: Folder of an earlier run whose averaged weights this one starts from, or ``shipped`` for the weights
             that the package carries; None starts from the seed.
-        distil: Guidance scale to distil: what is learned is what `start` says under that guidance, so that one call a
-            step does for two, as FLUX.1 dev was made; None learns from scenes.
+        distil: Guidance scale to distil: what is learned is what `teacher` says under that guidance, so that one call
+            a step does for two, as FLUX.1 dev was made; None learns from scenes.
+        teacher: As `start`; the run whose guidance is distilled. None is the run of `start`.
     """
 
     model: str = "sd3"
@@ -64,6 +65,7 @@ class TrainConfig:
     bfloat16: bool = True
     start: str | None = None
     distil: float | None = None
+    teacher: str | None = None
 
 
 class Toy(nn.Module):
@@ -108,13 +110,18 @@ class Trainer:
         config: The run.
 
     Raises:
-        SdtmFxError: If there is nothing to distil from.
+        SdtmFxError: If there is nothing to distil from, or a teacher with nothing to distil.
     """
 
     def __init__(self, config: TrainConfig) -> None:
-        if config.distil is not None and config.start is None:
+        if config.distil is not None and config.start is None and config.teacher is None:
             raise SdtmFxError(
-                f"train: distil {config.distil:g} needs a run to distil from; give start: its folder, or shipped"
+                f"train: distil {config.distil:g} needs a run to distil from; give start or teacher: its folder, or "
+                "shipped"
+            )
+        if config.teacher is not None and config.distil is None:
+            raise SdtmFxError(
+                f"train: teacher {config.teacher}: nothing of it would be learned; give distil: a guidance scale"
             )
         self.config = config
         self.teacher: Toy | None = None
@@ -168,7 +175,7 @@ class Trainer:
         """The velocity to learn: that of the scenes, or the guided one of the teacher."""
         if self.config.distil is None:
             return batch.noise - batch.images
-        assert self.teacher is not None, "a run that distils starts from another"
+        assert self.teacher is not None, "whoever distils calls learn_from"
         captions = [*batch.captions, *([""] * len(batch.captions))]
         with torch.autocast("cpu", torch.bfloat16, enabled=self.config.bfloat16):
             both = self.teacher(torch.cat([noisy] * 2), batch.sigmas.repeat(2), captions)
@@ -209,7 +216,7 @@ class Trainer:
         self.toy.load_state_dict(state["toy"])
         self.average = {name: value.clone() for name, value in state["average"].items()}
         if self.config.distil is not None:
-            self._learn_from(state["teacher"])
+            self._take_teacher(state["teacher"])
         for optimiser, previous in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(previous)
 
@@ -227,10 +234,22 @@ class Trainer:
             raise SdtmFxError(f"train: the run to start from trained {model!r}, not {self.config.model!r}")
         self.toy.load_state_dict(weights, strict=False)
         self.average = {name: param.detach().clone() for name, param in self.toy.named_parameters()}
-        if self.config.distil is not None:
-            self._learn_from(self.toy.state_dict())
 
-    def _learn_from(self, weights: Mapping[str, Tensor]) -> None:
+    def learn_from(self, model: str, weights: Mapping[str, Tensor]) -> None:
+        """Take the weights of a run whose guidance is to be distilled.
+
+        Args:
+            model: What that run trained.
+            weights: Its parameters, by their names in `Toy`.
+
+        Raises:
+            SdtmFxError: If that run trained another model.
+        """
+        if model != self.config.model:
+            raise SdtmFxError(f"train: the teacher was trained as {model!r}, not {self.config.model!r}")
+        self._take_teacher({**self.toy.state_dict(), **weights})
+
+    def _take_teacher(self, weights: Mapping[str, Tensor]) -> None:
         self.teacher = Toy(self.config.model, self.config.seed)
         self.teacher.load_state_dict(weights)
         self.teacher.eval()

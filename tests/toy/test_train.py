@@ -204,7 +204,7 @@ def test_guidance_is_distilled(tmp_path: Path) -> None:
     assert runs[3.0].losses[0] > 1e-6
     assert runs[5.0].losses[0] == pytest.approx(4 * runs[3.0].losses[0], rel=1e-3), "both are on one line"
     with pytest.raises(
-        SdtmFxError, match="distil 2 needs a run to distil from; give start: its folder, or shipped"
+        SdtmFxError, match="distil 2 needs a run to distil from; give start or teacher: its folder, or"
     ):
         Trainer(dataclasses.replace(TINY, distil=2.0))
 
@@ -219,6 +219,29 @@ def test_guidance_is_distilled(tmp_path: Path) -> None:
         train(configs[3.0], tmp_path / "cut", every=1, on_step=cut)
     resumed = train(configs[3.0], tmp_path / "cut", every=1, resume=True)
     assert resumed.losses == runs[3.0].losses, "the teacher is part of the checkpoint"
+
+
+def test_a_teacher_may_be_another_run_than_the_one_it_starts_from(
+    run: tuple[Path, Trainer], tmp_path: Path
+) -> None:
+    folder, trainer = run
+    config = dataclasses.replace(
+        TINY, start="shipped", teacher=str(folder), distil=1.0, steps=1, pixels=4 * 32 * 32
+    )
+    seen: list[Trainer] = []
+    made = train(config, tmp_path / "pupil", on_step=seen.append)
+    assert made.teacher is not None
+    taught = dict(made.teacher.named_parameters())
+    assert all(torch.equal(taught[name], value) for name, value in trainer.average.items())
+    assert made.losses[0] > 1e-3, "the shipped weights say something else than those of a few steps"
+    from_scratch = dataclasses.replace(config, start=None, teacher="shipped")
+    assert train(from_scratch, tmp_path / "scratch").losses[0] > 1e-3
+    with pytest.raises(SdtmFxError, match="the teacher was trained as 'sd3', not 'flux'"):
+        train(dataclasses.replace(config, model="flux"), tmp_path / "flux")
+    with pytest.raises(SdtmFxError, match=r"train: teacher: .*is missing.*did you mean 'shipped'"):
+        train(dataclasses.replace(config, teacher="shiped"), tmp_path / "typo")
+    with pytest.raises(SdtmFxError, match="teacher shipped: nothing of it would be learned; give distil"):
+        Trainer(dataclasses.replace(TINY, teacher="shipped"))
 
 
 def test_an_unknown_model_is_named() -> None:
