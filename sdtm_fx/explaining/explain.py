@@ -11,9 +11,10 @@ from sdtm_fx.capture.blocks import capture_outer
 from sdtm_fx.capture.example import ExampleSize, example_call
 from sdtm_fx.cost.counter import MacCounter, Macs
 from sdtm_fx.cost.decision import GateDecision
+from sdtm_fx.cost.saving import Saving
 from sdtm_fx.explaining.render import render
 from sdtm_fx.explaining.report import Explanation, GatedSite, GateReport, PhaseReport, SiteReport
-from sdtm_fx.explaining.spans import short_span, span_reports
+from sdtm_fx.explaining.spans import removed_further, short_span, span_reports
 from sdtm_fx.phase import Phase, Schedule
 from sdtm_fx.rewrite import rewritten_models
 from sdtm_fx.rewriting.programs import Program
@@ -151,13 +152,14 @@ def _site_reports(
                 removed = 0 if skipped else own
                 after: Macs | None = dense[path]
                 if removed and measured is not None:
-                    saving = measured.sites.get(place.local)
-                    saved = (
-                        None
-                        if saving is None
-                        else saving.at(schedule.tokens, size.text, removed) * size.batch
-                    )
-                    after = None if saved is None else dense[path] - saved
+                    after = _less(after, measured.sites.get(place.local), schedule.tokens, removed, size)
+                further = removed_further(rewriting, block.program, phase, spec.id, schedule.tokens)
+                if further:
+                    assert phase.stage is not None
+                    inner = cost.inner_cost(block, phase.stage)
+                    saving = None if inner is None else inner.sites.get(place.local)
+                    after = _less(after, saving, schedule.tokens - removed, further, size)
+                    removed += further
                 reports.append(
                     SiteReport(
                         index, spec.id, spec.kind, path,
@@ -165,6 +167,15 @@ def _site_reports(
                     )
                 )  # fmt: skip
     return reports
+
+
+def _less(
+    macs: Macs | None, saving: Saving | None, tokens: int, removed: int, size: ExampleSize
+) -> Macs | None:
+    """What is left of MACs; None where it cannot be told."""
+    if macs is None or saving is None:
+        return None
+    return macs - saving.at(tokens, size.text, removed) * size.batch
 
 
 def _left_out(decision: GateDecision | None, phase: Phase) -> dict[str, frozenset[str]]:

@@ -9,14 +9,33 @@ from sdtm_fx.phase import Phase, Schedule
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewriting.programs import Program
 from sdtm_fx.rewriting.rewriting import Rewriting
-from sdtm_fx.rewriting.spans import SpanPlace, active_span
+from sdtm_fx.rewriting.spans import SpanPlace, active_span, sites_inside
 from sdtm_fx.runtime.call import Variant
+from sdtm_fx.runtime.inside import inside_of
 
 
 def short_span(recipe: Recipe, program: Program, phase: Phase) -> SpanPlace | None:
     """The span whose merged tokens a block runs on in a phase."""
     place = active_span(recipe, program.spans, Variant(stage=phase.stage))
     return place if place is not None and place.is_short(recipe.spans[place.span_index]) else None
+
+
+def removed_further(rewriting: Rewriting, program: Program, phase: Phase, site: str, tokens: int) -> int:
+    """How many slots of a span a site inside of it removes in a phase.
+
+    Args:
+        rewriting: The rewriting.
+        program: That of the site's block.
+        phase: The phase.
+        site: Id of the site.
+        tokens: N.
+    """
+    recipe = rewriting.recipe
+    inner = site in sites_inside(recipe, phase.stage) and short_span(recipe, program, phase) is not None
+    if phase.stage is None or not inner:
+        return 0
+    inside = inside_of(recipe.stages[phase.stage], tokens - phase.remove, recipe.plan.round_to)
+    return 0 if inside is None else inside.remove
 
 
 def span_reports(rewriting: Rewriting, schedule: Schedule) -> Iterator[SpanReport]:

@@ -15,7 +15,7 @@ from sdtm_fx.capture.hooked import hooks_bypassed
 from sdtm_fx.capture.stand_ins import weights_in_place
 from sdtm_fx.clock import Clock
 from sdtm_fx.cost.gate import subsets
-from sdtm_fx.cost.gate_variants import add_variants
+from sdtm_fx.cost.gate_variants import add_spans_alone, add_variants
 from sdtm_fx.cost.model import CostModel, MeasuredBlock, sites_of
 from sdtm_fx.cost.profile import DeviceKey, DeviceProfile
 from sdtm_fx.cost.profile_cache import load_profiles
@@ -68,6 +68,8 @@ def prepare(model: torch.nn.Module, recipe: Recipe, example: Mapping[str, Any] |
     cost = CostModel(
         recipe, tuple(blocks.values()), grid, text_length(recipe, outer.arguments), bool(profiles), layers
     )
+    for block in cost.blocks if uses_spans(recipe) else ():
+        add_spans_alone(recipe, cache, block)
     for block in cost.blocks if profiles else ():
         add_variants(recipe, cache, block)
     # Measured now, while the example calls still fit the weights: `.to(dtype)` or `.to(device)` may follow.
@@ -94,6 +96,7 @@ def _measure(recipe: Recipe, cost: CostModel, block: MeasuredBlock, stage: int) 
     place = active_span(recipe, block.program.spans, Variant(stage=stage))
     try:
         cost.block_cost(block, stage)
+        cost.inner_cost(block, stage)
     except RuntimeError as error:
         if place is None:
             raise
