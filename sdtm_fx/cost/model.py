@@ -19,7 +19,7 @@ from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewriting.programs import Program
 from sdtm_fx.rewriting.spans import active_span
 from sdtm_fx.runtime.call import Variant
-from sdtm_fx.runtime.inside import inside_of
+from sdtm_fx.runtime.inside import merging_inside, removed_inside
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class _Further:
 
     def __init__(self, cost: CostModel, stage: int, slots: int, text: int, batch: int) -> None:
         self._cost, self._stage, self._slots, self._text, self._batch = cost, stage, slots, text, batch
-        self._inside = inside_of(cost.recipe.stages[stage], slots, cost.recipe.plan.round_to)
+        self._inside = merging_inside(cost.recipe.stages[stage])
         self._planned: set[tuple[int, int]] = set()
 
     def saved(self, block: MeasuredBlock, entry: int, width: int) -> Macs:
@@ -183,12 +183,13 @@ class _Further:
         inside, inner = self._inside, self._cost.inner_cost(block, self._stage)
         if inside is None or inner is None:
             return Macs()
-        total = inner.saving.at(self._slots, self._text, inside.remove) * self._batch
         plan = self._cost.recipe.plan
+        remove = removed_inside(inside, self._slots, plan.round_to)
+        total = inner.saving.at(self._slots, self._text, remove) * self._batch
         key = (entry, block.index // plan.every_layers)
         if key not in self._planned:
             self._planned.add(key)
-            made = plan_cost(inside.method, (1, self._slots), self._text, width, inside.remove).made
+            made = plan_cost(inside.method, (1, self._slots), self._text, width, remove).made
             total = total - made * (1 if "batch" in plan.share else self._batch)
         return total
 

@@ -17,7 +17,7 @@ from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewriting.programs import Program, dense_variant
 from sdtm_fx.rewriting.spans import active_span, sites_inside
 from sdtm_fx.runtime.call import BlockContext, Call, OpenSpan, PlanKey, Variant
-from sdtm_fx.runtime.inside import inside_of, merging_inside
+from sdtm_fx.runtime.inside import Inside, merging_inside
 from sdtm_fx.runtime.state import BranchState
 
 
@@ -176,7 +176,8 @@ def _small_and_large(method: Method, grid: tuple[int, int]) -> tuple[int, ...]:
 def model_call(
     recipe: Recipe, stage: int, variant: Variant, grid: tuple[int, int], remove: int, state: BranchState
 ) -> Call:
-    """A call of a model with one block and no generation around it."""
+    """A call of a model with one block and no generation around it; plans inside of spans are given."""
+    inside = merging_inside(recipe.stages[stage])
     return Call(
         variant=variant,
         phase=Phase(variant.stage, remove, refresh=variant.refresh is not None),
@@ -195,5 +196,5 @@ def model_call(
         salt=None,
         prompt_bias=torch.zeros(()),
         reduce=recipe.stages[stage].reduce,
-        inside=inside_of(recipe.stages[stage], grid[0] * grid[1] - remove, recipe.plan.round_to),
+        inside=None if inside is None else Inside(inside.method, 0, inside.reduce),
     )

@@ -48,15 +48,23 @@ def inside_of(stage: Stage, kept: int, round_to: int) -> Inside | None:
     spec = merging_inside(stage)
     if spec is None:
         return None
-    return Inside(spec.method, removed_inside(stage.name, spec, kept, round_to), spec.reduce)
-
-
-def removed_inside(stage: str, spec: InsideSpec, kept: int, round_to: int) -> int:
-    """How many slots sites inside of a span remove; arguments and errors as for `inside_of`."""
-    capacity, wanted = spec.method.capacity((1, kept)), spec.ratio * kept
+    wanted, capacity = spec.ratio * kept, spec.method.capacity((1, kept))
     if wanted > capacity + _ROUNDING:
         raise ScheduleError(
-            f"stage {stage!r}: inside: found ratio {spec.ratio:g} of {kept} slots; {spec.method.name} can remove at "
-            f"most {capacity} of them there"
+            f"stage {stage.name!r}: inside: found ratio {spec.ratio:g} of {kept} slots; {spec.method.name} can remove "
+            f"at most {capacity} of them there"
         )
-    return scaled_count(capacity, wanted / capacity, kept, spec.method.quantum(), round_to)
+    return Inside(spec.method, removed_inside(spec, kept, round_to), spec.reduce)
+
+
+def removed_inside(spec: InsideSpec, kept: int, round_to: int) -> int:
+    """How many of a span's slots sites inside of it remove, or as many as the method can.
+
+    Args:
+        spec: What merges there.
+        kept: Slots of the span.
+        round_to: As for `inside_of`.
+    """
+    capacity = spec.method.capacity((1, kept))
+    part = min(spec.ratio * kept / capacity, 1.0) if capacity else 0.0
+    return scaled_count(capacity, part, kept, spec.method.quantum(), round_to)

@@ -33,7 +33,7 @@ def tokens(plan: MergePlan, seed: int, dtype: torch.dtype = torch.float32) -> Te
     return torch.randn(*plan.assign.shape, 5, generator=draw, dtype=torch.float64).to(dtype)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(plans_=stacks(), seed=st.integers(0, 99))
 def test_merging_in_stages_is_merging_once(plans_: tuple[MergePlan, ...], seed: int) -> None:
     outer, middle, inner = plans_
@@ -49,7 +49,7 @@ def test_merging_in_stages_is_merging_once(plans_: tuple[MergePlan, ...], seed: 
     assert torch.equal(outer.unmerge(middle.unmerge(inner.unmerge(y))), three.unmerge(y))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(plans_=stacks(), seed=st.integers(0, 99))
 def test_pruning_in_stages_is_pruning_once(plans_: tuple[MergePlan, ...], seed: int) -> None:
     outer, middle = (plan.reduced_by("prune") for plan in plans_[:2])
