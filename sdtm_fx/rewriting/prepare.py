@@ -23,6 +23,7 @@ from sdtm_fx.errors import NothingMatched, SiteError
 from sdtm_fx.recipe.match import compile_match
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.recipe.tokens import FixedGrid
+from sdtm_fx.rewriting.guided import check_output
 from sdtm_fx.rewriting.layers import layer_rates, ruled_blocks, scales_of
 from sdtm_fx.rewriting.programs import ProgramCache
 from sdtm_fx.rewriting.rewriting import Rewriting
@@ -48,12 +49,14 @@ def prepare(model: torch.nn.Module, recipe: Recipe, example: Mapping[str, Any] |
         NothingMatched: A site of the recipe matches no module.
         SiteError: A site is not what the recipe says.
         CaptureError: The model cannot be traced.
+        RewriteError: A method reads what guidance changes, and the model returns nothing that it could be read off.
         CalibrationError: A measurement that the cost gate would go by cannot be read.
     """
     modules = match_sites(model, recipe.sites)
     places = _places(recipe, modules)
     size = example_size(recipe)
     outer = capture_outer(model, places, _example(model, recipe, size, example))
+    check_output(recipe, model, outer.graph)
     order = list(dict.fromkeys(call.path for call in outer.calls))
     kept = _kept_blocks(recipe, order)
     layers = layer_rates(recipe, order, kept)
