@@ -146,7 +146,8 @@ class Trial:
     def _make_plan(self, remove: int, batch: int) -> Plan:
         method = self.recipe.stages[self.stage].method
         with self.sequence.device:
-            return method.plan(method.blank_view(self._rows(batch), self.grid, 8), remove)
+            plan = method.plan(method.blank_view(self._rows(batch), self.grid, 8), remove)
+            return plan.prepared(self.sequence.dtype)
 
     def _in_span(self, planned: dict[PlanKey, object]) -> tuple[list[Leaf], dict[str, OpenSpan]]:
         """The arguments of a block inside a span, whose image tokens are merged, and the span that it is in."""

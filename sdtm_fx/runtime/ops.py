@@ -62,6 +62,7 @@ def plan_tokens(
         ages.copy_(plan.next_ages(ages))
     if not call.share_batch and call.halves > 1:
         plan = plan.repeat(call.halves)
+    plan = plan.prepared(metric.dtype)
     ctx.planned[group] = plan
     return plan.reduced_by(ctx.reduce)
 
