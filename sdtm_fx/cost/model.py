@@ -42,7 +42,10 @@ class MeasuredBlock:
 
 
 def sites_of(recipe: Recipe, stage: int, block: MeasuredBlock) -> frozenset[str]:
-    """Ids of the sites in a block that a stage merges."""
+    """Ids of the sites in a block that a stage merges; of a block in a span, the span's, which is all or nothing."""
+    place = active_span(recipe, block.program.spans, Variant(stage=stage))
+    if place is not None:
+        return frozenset({recipe.spans[place.span_index].id})
     ids = {recipe.sites[place.site_index].id for place in block.program.places}
     return frozenset(recipe.stages[stage].sites) & ids
 
@@ -91,6 +94,18 @@ class CostModel:
         if key not in self._inner:
             self._inner[key] = measure_inner(self._trial(block, stage), self.text)
         return self._inner[key]
+
+    def span_entry(self, block: MeasuredBlock, span_index: int) -> int:
+        """Number of the block in which the span begins that a block is in.
+
+        Programs do not know: blocks in equal places share theirs.
+        """
+        return max(
+            other.index
+            for other in self.blocks
+            if other.index <= block.index
+            and any(place.first and place.span_index == span_index for place in other.program.spans)
+        )
 
     def _trial(self, block: MeasuredBlock, stage: int, left_out: frozenset[str] = frozenset()) -> Trial:
         return Trial(
@@ -150,7 +165,7 @@ class CostModel:
                 planning = _planning(plans[own], fresh_plan, fresh_destinations)
                 total = total - planning * (1 if "batch" in self.recipe.plan.share else batch)
             if span is not None:
-                total = total + further.saved(block, span.entry, cost.width)
+                total = total + further.saved(block, self.span_entry(block, span.span_index), cost.width)
         return total
 
     def step_cost(self, grid: tuple[int, int], text: int) -> Callable[[int | None, int], float]:

@@ -19,7 +19,6 @@ from sdtm_fx.phase import Phase, Schedule
 from sdtm_fx.rewrite import rewritten_models
 from sdtm_fx.rewriting.programs import Program
 from sdtm_fx.rewriting.rewriting import Rewriting, rewriting_of
-from sdtm_fx.rewriting.spans import uses_spans
 from sdtm_fx.runtime.call import Variant
 from sdtm_fx.runtime.schedules import CallSize
 
@@ -105,7 +104,7 @@ def _explain(model: torch.nn.Module, rewriting: Rewriting, steps: int, size: Exa
         dense=counter.macs,
         phases=tuple(phases),
         sites=tuple(_site_reports(rewriting, schedule, decision, size, counter.inside)),
-        spans=tuple(span_reports(rewriting, schedule)),
+        spans=tuple(span_reports(rewriting, schedule, decision)),
         gate=_gate_report(rewriting, decision),
         notes=tuple(notes),
         state_bytes=rewriting.runtime.state.bytes(),
@@ -154,7 +153,7 @@ def _site_reports(
                 if removed and measured is not None:
                     after = _less(after, measured.sites.get(place.local), schedule.tokens, removed, size)
                 further = removed_further(rewriting, block.program, phase, spec.id, schedule.tokens)
-                if further:
+                if further and removed:
                     assert phase.stage is not None
                     inner = cost.inner_cost(block, phase.stage)
                     saving = None if inner is None else inner.sites.get(place.local)
@@ -190,8 +189,6 @@ def _gate_report(rewriting: Rewriting, decision: GateDecision | None) -> GateRep
     runtime, recipe = rewriting.runtime, rewriting.recipe
     if recipe.gate == "off":
         return GateReport(False, "off in the recipe")
-    if uses_spans(recipe):
-        return GateReport(False, "does not weigh spans: the recipe merges wherever it says")
     if decision is None:
         key = rewriting.schedules.device_key(runtime.device, runtime.static)
         return GateReport(
@@ -204,7 +201,14 @@ def _gate_report(rewriting: Rewriting, decision: GateDecision | None) -> GateRep
         for place in block.places
     }
     gone = [
-        GatedSite(recipe.stages[v.stage].name, v.removed, v.site, paths[v.block, v.site], v.saved, v.spent)
+        GatedSite(
+            recipe.stages[v.stage].name,
+            v.removed,
+            v.site,
+            paths.get((v.block, v.site), v.block),
+            v.saved,
+            v.spent,
+        )
         for v in decision.verdicts
         if not v.kept
     ]
@@ -217,12 +221,12 @@ def _why_skipped(
     if phase.stage is None:
         return "the step is dense"
     stage = rewriting.recipe.stages[phase.stage]
-    if short_span(rewriting.recipe, program, phase) is not None:
+    if short_span(rewriting.recipe, program, phase, left_out) is not None:
         return None
+    if site in left_out or short_span(rewriting.recipe, program, phase) is not None:
+        return "the cost gate left it out"
     if site not in stage.sites:
         return f"not a site of stage {stage.name}"
-    if site in left_out:
-        return "the cost gate left it out"
     if Variant(stage=phase.stage) not in program.functions:
         return "its block has no graph for this stage"
     return None

@@ -66,8 +66,7 @@ def prepare(model: torch.nn.Module, recipe: Recipe, example: Mapping[str, Any] |
     blocks = _rewrite_blocks(model, recipe, outer, places, spans, order, kept, cache)
     measured_by_size = example is None and not isinstance(recipe.tokens.grid, FixedGrid)
     grid = size.grid if measured_by_size else GridReader(recipe.tokens.grid).read(example or {})
-    # The gate weighs sites one by one; the blocks of a span stand or fall together.
-    profiles = load_profiles() if recipe.gate == "auto" and not uses_spans(recipe) else {}
+    profiles = load_profiles() if recipe.gate == "auto" else {}
     cost = CostModel(
         recipe, tuple(blocks.values()), grid, text_length(recipe, outer.arguments), bool(profiles), layers
     )

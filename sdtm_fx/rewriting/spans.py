@@ -45,10 +45,10 @@ Spans = tuple[SpanPlace, ...]
 
 
 def active_span(recipe: Recipe, places: Spans, variant: Variant) -> SpanPlace | None:
-    """The span that a block is in, in a variant; there is at most one."""
+    """The span that a block is in, in a variant; there is at most one, and none where it is left out."""
     if variant.stage is None:
         return None
-    wanted = recipe.stages[variant.stage].sites
+    wanted = set(recipe.stages[variant.stage].sites) - variant.left_out
     return next((place for place in places if recipe.spans[place.span_index].id in wanted), None)
 
 
