@@ -1,4 +1,7 @@
-"""What the cost gate decides at once: the blocks of a plan group, or the blocks of a span."""
+"""What the cost gate decides at once: the blocks of a plan group, or the blocks of a span.
+
+What sites inside of a span merge further is not weighed: it stays where the span stays, and goes where it goes.
+"""
 
 from __future__ import annotations
 

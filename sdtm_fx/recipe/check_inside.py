@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from sdtm_fx.errors import nearest
-from sdtm_fx.methods import Method
+from sdtm_fx.methods import Method, ToFu
+from sdtm_fx.recipe.check_keys import keyed_sites
 from sdtm_fx.recipe.inside import InsideSpec
 from sdtm_fx.recipe.problems import KeyPath, Problem, misfit, show_choices
 
@@ -40,6 +41,7 @@ def check_inside(recipe: Recipe) -> Iterator[Problem]:
             )
         yield from _check_method((*path, "method"), stage.inside.method)
         yield from _check_ratio((*path, "ratio"), stage.inside)
+        yield from _check_reduce((*path, "reduce"), recipe, stage.inside)
         if recipe.plan.keeps_plans:
             yield misfit(
                 ("plan", "every_steps"),
@@ -79,6 +81,17 @@ def _check_method(path: KeyPath, method: Method) -> Iterator[Problem]:
         why = method.needs_grid()
         if why is not None:
             yield misfit(path, f"{method.name} inside of a span, where there is no grid: {why}", _GRIDLESS)
+
+
+def _check_reduce(path: KeyPath, recipe: Recipe, inside: InsideSpec) -> Iterator[Problem]:
+    reduce = inside.reduce or (inside.method.reduce if isinstance(inside.method, ToFu) else None)
+    keyed = [site for site in inside.sites if site in keyed_sites(recipe)]
+    if reduce == "mlerp" and keyed:
+        yield misfit(
+            path,
+            f"'mlerp' at {keyed[0]!r}, of which only keys are merged, head by head",
+            "'mean' or 'prune' there",
+        )
 
 
 def _check_ratio(path: KeyPath, inside: InsideSpec) -> Iterator[Problem]:

@@ -140,6 +140,21 @@ def test_what_it_demands(inside: dict[str, Any], sections: dict[str, Any], messa
         changed(inside, **sections)
 
 
+@pytest.mark.parametrize(
+    "inside",
+    [{"reduce": "mlerp"}, {"method": {"name": "tofu", "window": [1, 2]}}],
+    ids=["said", "by the method"],
+)
+def test_keys_have_no_length_to_keep(inside: dict[str, Any]) -> None:
+    keys = {"sites": {"attn": {"merge": "keys"}}}
+    with pytest.raises(
+        RecipeError,
+        match=r"inside.reduce: found 'mlerp' at 'attn', of which only keys are merged, head by head",
+    ):
+        changed({"sites": ["attn"], **inside}, **keys)
+    assert changed({"sites": ["attn"], **inside, "reduce": "mean"}, **keys).stages[0].inside is not None
+
+
 def test_proportional_attention_beside_spans_needs_sizes() -> None:
     assert changed(plan={"proportional": True}).plan.proportional
     toma = {"*": {"sites": ["body"], "method": {"name": "toma"}}}
