@@ -173,7 +173,7 @@ class _Exporter(WholeExecutor):
                 phase, (phase.tensors, state_tensors(phase.call, phase.features)), strict=False
             )
         finally:
-            runtime.call, runtime.planned = call, {}
+            runtime.call, runtime.planned, runtime.spans = call, {}, {}
         torch._inductor.aoti_compile_and_package(
             program,
             package_path=str(self.folder / file),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from sdtm_fx.errors import nearest
 from sdtm_fx.methods import Skip
+from sdtm_fx.recipe.check_inside import check_inside
 from sdtm_fx.recipe.check_keys import check_keys, check_proportional
 from sdtm_fx.recipe.check_layers import check_layers, check_reduce
 from sdtm_fx.recipe.check_plans import check_destinations, check_importance, check_sharing
@@ -36,6 +37,7 @@ def find_problems(recipe: Recipe) -> tuple[Problem, ...]:
         *check_keys(recipe),
         *check_proportional(recipe),
         *check_spans(recipe),
+        *check_inside(recipe),
     )
 
 

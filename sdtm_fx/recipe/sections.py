@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from sdtm_fx.methods import AnyMethod
+from sdtm_fx.recipe.inside import InsideSpec
 from sdtm_fx.recipe.part import Count, Label, Part, Positive, Text
 from sdtm_fx.recipe.ratio import Ratio
 from sdtm_fx.reductions import Reduce
@@ -54,6 +55,8 @@ class Stage(Part):
     """Ratio in this stage; absent: the ratio of the recipe."""
     reduce: Reduce | None = None
     """What becomes of the tokens of a slot; absent: as the method has it, which is their mean unless it says else."""
+    inside: InsideSpec | None = None
+    """What sites inside the spans of this stage merge further; absent: nothing."""
 
 
 class KeepDense(Part):

@@ -12,6 +12,7 @@ _DEFAULTS: tuple[tuple[str, str, object], ...] = (
     ("plan", "proportional", False),
     ("sites", "metric", None),
     ("sites", "merge", "tokens"),
+    ("stages", "inside", None),
     ("stages", "reduce", None),
 )
 """Section ("" for the recipe itself), key, and the value that says nothing."""

@@ -11,7 +11,11 @@ from sdtm_fx.base_plan import Plan
 from sdtm_fx.methods.base import Method
 from sdtm_fx.phase import Phase
 from sdtm_fx.reductions import Reduce
+from sdtm_fx.runtime.inside import Inside
 from sdtm_fx.runtime.state import BranchState
+
+PlanKey = int | tuple[int, int]
+"""What plans of a call are known by: their group, and inside of a span also the block in which it begins."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class Call:
         reduces: The same by number of the block, where a rule of the recipe says so.
         gated: Variants of the blocks in which the cost gate leaves sites out, by module path.
         gated_stores: What these blocks run where they have no features yet, by module path.
+        inside: What sites inside of spans merge, None where they merge nothing.
     """
 
     variant: Variant | None
@@ -80,6 +85,7 @@ class Call:
     reduces: Mapping[int, Reduce] = field(default_factory=dict)
     gated: Mapping[str, Variant] = field(default_factory=dict)
     gated_stores: Mapping[str, Variant] = field(default_factory=dict)
+    inside: Inside | None = None
 
     def reads(self, what: str) -> bool:
         """Whether the stage's method may read something beside the tokens, for instance "ages"."""
@@ -101,10 +107,12 @@ class OpenSpan:
     Attributes:
         plan: Its plan.
         stream: [B, N, D], the image tokens where it began; None where nothing of them is added again.
+        entry: The block in which it began.
     """
 
     plan: Plan
     stream: torch.Tensor | None
+    entry: int = 0
 
 
 @dataclass(frozen=True)
@@ -114,14 +122,14 @@ class BlockContext:
     Attributes:
         call: The model call in progress.
         block: Index of the block, in the order of execution.
-        planned: Plans made in this call, by group; blocks of a group share one.
+        planned: Plans made in this call; blocks of a group share one.
         spans: Spans that were entered in this call and not left yet, by id.
         draw: 0-d int64 tensor that stands for the group in hash-based draws; None: the number of the group itself.
     """
 
     call: Call
     block: int
-    planned: dict[int, object]
+    planned: dict[PlanKey, object]
     draw: torch.Tensor | None = None
     spans: dict[str, OpenSpan] = field(default_factory=dict)
 

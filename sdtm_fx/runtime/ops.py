@@ -62,6 +62,7 @@ def plan_tokens(
         ages.copy_(plan.next_ages(ages))
     if not call.share_batch and call.halves > 1:
         plan = plan.repeat(call.halves)
+    plan = plan.prepared(metric.dtype)
     ctx.planned[group] = plan
     return plan.reduced_by(ctx.reduce)
 
@@ -113,9 +114,9 @@ def _view(
             f"block {ctx.block} has {metric.shape[1]} image tokens, the grid is {height}x{width} = {height * width}; "
             "check `tokens.grid` and the sites' `prefix` in the recipe"
         )
-    metric = _shared(metric, call.share_batch, call.halves)
+    metric = shared(metric, call.share_batch, call.halves)
     if attention is not None:
-        attention = _shared(attention, call.share_batch, call.halves)
+        attention = shared(attention, call.share_batch, call.halves)
     if heads is not None:
         heads = heads.shared(call.share_batch, call.halves)
     ages = None
@@ -126,13 +127,23 @@ def _view(
         ages = call.state.ages[key]
     importance = None
     if call.reads("importance") and call.state.importance is not None:
-        importance = _shared(call.state.importance, call.share_batch, call.halves)
-    salt = 0 if call.salt is None else combine(call.salt, ctx.group if ctx.draw is None else ctx.draw)
-    return TokenView(metric, call.grid, ages, attention, salt, importance, heads)
+        importance = shared(call.state.importance, call.share_batch, call.halves)
+    return TokenView(metric, call.grid, ages, attention, draw_salt(ctx), importance, heads)
 
 
-def _shared(values: torch.Tensor, whole_batch: bool, halves: int) -> torch.Tensor:
-    """Average over what shares a plan: [B, ...] to [1, ...] or [B / halves, ...]."""
+def draw_salt(ctx: BlockContext) -> int | torch.Tensor:
+    """What the draws of a block start from."""
+    if ctx.call.salt is None:
+        return 0
+    return combine(ctx.call.salt, ctx.group if ctx.draw is None else ctx.draw)
+
+
+def shared(values: torch.Tensor, whole_batch: bool, halves: int) -> torch.Tensor:
+    """Average over what shares a plan: [B, ...] to [1, ...] or [B / halves, ...].
+
+    Raises:
+        PlanError: The batch does not split into the halves.
+    """
     if whole_batch:
         return values.mean(0, keepdim=True)
     if halves == 1:
