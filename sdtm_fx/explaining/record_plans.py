@@ -163,6 +163,7 @@ class _Recorder:
                 kept=kept,
                 assign=slots[0],
                 positions=slots[1],
+                cached=action in ("merged", "keys") and stage is not None and stage.method.caches,
             )
 
     def _span_entry(self, path: str, variant: Variant) -> int | None:
