@@ -27,7 +27,7 @@ class KeptPlan(MergePlan):
         own = torch.arange(self.tokens, device=self.assign.device)
         return self.positions.gather(1, self.assign) != own
 
-    def reduced_by(self, reduce: Reduce | None) -> MergePlan:
+    def reduced_by(self, reduce: Reduce | None) -> KeptPlan:
         """Return the plan, which can only prune.
 
         Args:

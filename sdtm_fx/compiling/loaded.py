@@ -23,9 +23,9 @@ from sdtm_fx.layer_rates import LayerRates
 from sdtm_fx.phase import Schedule
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.runtime.call import Call
+from sdtm_fx.runtime.feature import Feature
 from sdtm_fx.runtime.runtime import Runtime
 from sdtm_fx.runtime.schedules import CallSize
-from sdtm_fx.runtime.feature import Feature
 
 
 def load(path: str | Path) -> PackagedModel:

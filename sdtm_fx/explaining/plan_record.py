@@ -38,8 +38,8 @@ class SiteRecord:
             a plan that mixes slots (`toma`) it is the slot that a token gives most to. B is the batch of the call;
             where guidance stacks both halves, diffusers puts the negative one first.
         positions: [B, M] int32 on the CPU, the token whose position each slot has; None where `assign` is.
-        cached: Whether the tokens that are no slot's position were not computed and took a stored value (`token_cache`);
-            `assign` then says nothing about them.
+        cached: Whether tokens at no slot's position were not computed and took a stored value (`token_cache`); `assign`
+            then says nothing about them.
     """
 
     generation: int

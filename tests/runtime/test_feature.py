@@ -100,7 +100,8 @@ def test_what_is_laid_out_is_what_the_recipe_asks_for() -> None:
     assert sorted(dense.tensors()) == ["newer", "older"]
     assert {t.dtype for t in dense.tensors().values()} == {torch.bfloat16}
     dated = Feature.empty(shape, torch.bfloat16, CPU, 1, True)
-    assert (dated.newer_at is not None) and dated.newer_at.dtype == torch.float32
+    assert dated.newer_at is not None
+    assert dated.newer_at.dtype == torch.float32
     state = BranchState(features={(0, "ff"): dated})
     assert state.bytes()["features"] == 2 * 6 * 2 + 2 * 2 * 4
 
