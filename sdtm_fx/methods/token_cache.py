@@ -31,7 +31,8 @@ class TokenCache(Method):
     The score has four parts in the paper. s1 is the attention that a token receives, scaled to length 1 over the
     tokens (as in the released code). s3 is the number of steps since the token was computed, over the `interval`. s4
     adds `bonus` times its own score to the best token of each window, at odd edges of smaller ones too. s2, the
-    entropy of cross-attention to text, is left out: attention to a text alone cannot be read here.
+    entropy of cross-attention to text (the one score of the released PixArt code, beside s3 and s4), is left out:
+    attention to a text alone cannot be read here.
 
     What differs from the released code: attention is read in the step itself, in a block whose attention is dense, and
     not kept from the last dense step; so attention can be a site of the stage with ``rank: random`` only, and then
