@@ -128,14 +128,14 @@ class MergePlan(Plan):
         """
         lead = torch.arange(length, device=self.assign.device).expand(self.assign.shape[0], length)
         alone, group = self.uniform if self.uniform is not None else (0, 0)
-        return MergePlan(
+        return replace(
+            self,
             assign=torch.cat([lead, self.assign + length], dim=1),
             positions=torch.cat([lead, self.positions + length], dim=1),
             order=torch.cat([lead, self.order + length], dim=1),
             starts=torch.cat([lead, self.starts + length], dim=1),
             kept=self.kept + length,
             uniform=None if self.uniform is None else (alone + length, group),
-            reduce=self.reduce,
             stands_for=None
             if self.stands_for is None
             else torch.cat([torch.ones_like(lead), self.stands_for], dim=1),

@@ -23,9 +23,9 @@ from sdtm_fx.layer_rates import LayerRates
 from sdtm_fx.phase import Schedule
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.runtime.call import Call
+from sdtm_fx.runtime.feature import Feature
 from sdtm_fx.runtime.runtime import Runtime
 from sdtm_fx.runtime.schedules import CallSize
-from sdtm_fx.runtime.state import Feature
 
 
 def load(path: str | Path) -> PackagedModel:
@@ -166,12 +166,14 @@ class PackagedModel(torch.nn.Module):
             if key in call.state.features:
                 continue
             shape, dtype = size.shapes[key]
-            newer, older = (
-                torch.zeros(shape, dtype=getattr(torch, dtype.removeprefix("torch.")), device=self.device)
-                for _ in range(2)
-            )
             spare = call.state.spare.pop(key, None)
-            feature = spare or Feature(newer, older if call.forecast_order == 1 else None)
+            feature = spare or Feature.empty(
+                torch.Size(shape),
+                getattr(torch, dtype.removeprefix("torch.")),
+                self.device,
+                call.forecast_order,
+                call.dates_tokens,
+            )
             call.state.features[key] = feature
             call.state.unsettled.append(feature)
 

@@ -115,5 +115,6 @@ def _local_state(call: Call, index: int, group: int, names: frozenset[str]) -> B
         plans={0: state.plans[group]} if group in state.plans else {},
         features={(0, name): state.features[index, name] for name in sorted(names)},
         slope=state.slope,
+        now=state.now,
         importance=state.importance if call.reads("importance") else None,
     )

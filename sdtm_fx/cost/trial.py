@@ -84,7 +84,8 @@ class Trial:
 
     def run(self, batch: int) -> tuple[EffortCounter, EffortCounter, dict[int, EffortCounter]]:
         """Count the dense block, the one that stores features, and the merged one, the plan being given."""
-        state = BranchState(slope=torch.zeros((), device=self.sequence.device))
+        slope, now = (torch.zeros((), device=self.sequence.device) for _ in range(2))
+        state = BranchState(slope=slope, now=now)
         dense = self._count(None, 0, state, {})
         stored = self._count(self._refresh, 0, state, {})  # stores what the stage may forecast from
         merged = {n: self._count(self.variant, n, state, self._plan(n, batch)) for n in self.counts()}
@@ -198,4 +199,5 @@ def model_call(
         prompt_bias=torch.zeros(()),
         reduce=recipe.stages[stage].reduce,
         inside=None if inside is None else Inside(inside.method, 0, inside.reduce),
+        updates_tokens=recipe.reuse is not None and recipe.reuse.update == "tokens",
     )

@@ -166,6 +166,7 @@ class _Recorder:
                 kept=kept,
                 assign=slots[0],
                 positions=slots[1],
+                cached=action in ("merged", "keys") and stage is not None and stage.method.caches,
             )
 
     def _slots(

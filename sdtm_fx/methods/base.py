@@ -68,6 +68,8 @@ class Method(ABC):
     keys of text, and how much guidance changed each token."""
     merges: ClassVar[bool] = True
     """Whether sites run on fewer tokens, by a plan; otherwise nothing is computed there and there is no plan."""
+    caches: ClassVar[bool] = False
+    """Whether tokens that go share no slot: they get what is stored of an earlier step, and nothing of this one."""
     chooses_destinations: ClassVar[bool] = False
     """Whether a plan is made in two steps, destinations and then their weights, so that `replan` can keep the
     first."""

@@ -80,6 +80,9 @@ class Reuse(Part):
     """0 copies the last dense step, 1 extrapolates the last two."""
     weight: Annotated[float, Field(ge=0, le=1)]
     """Share of the newly computed value at merged positions; the rest is the forecast."""
+    update: Literal["dense", "tokens"] = "dense"
+    """What is stored: ``dense``, the outputs of dense steps; ``tokens``, on steps in between also what was computed for
+    tokens that share their slot with no other, so that each is forecast from the steps in which it was computed."""
 
 
 class PlanSharing(Part):

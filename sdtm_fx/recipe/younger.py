@@ -10,6 +10,7 @@ _DEFAULTS: tuple[tuple[str, str, object], ...] = (
     ("", "spans", []),
     ("plan", "destinations_every", None),
     ("plan", "proportional", False),
+    ("reuse", "update", "dense"),
     ("sites", "metric", None),
     ("sites", "merge", "tokens"),
     ("stages", "inside", None),
@@ -29,9 +30,10 @@ def without_younger(data: dict[str, Any]) -> dict[str, Any]:
     kept = _cut(data, "")
     for section in {section for section, _, _ in _DEFAULTS if section}:
         parts = data[section]
-        kept[section] = (
-            [_cut(part, section) for part in parts] if isinstance(parts, list) else _cut(parts, section)
-        )
+        if parts is not None:
+            kept[section] = (
+                [_cut(part, section) for part in parts] if isinstance(parts, list) else _cut(parts, section)
+            )
     return kept
 
 

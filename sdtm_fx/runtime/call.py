@@ -59,6 +59,7 @@ class Call:
         removes: Tokens that a block removes, by its number, where that is not what the phase does.
         reduce: What becomes of the tokens of a slot; None: as the method has it.
         reduces: The same by number of the block, where a rule of the recipe says so.
+        updates_tokens: Whether steps that merge store what they computed for tokens that are alone in their slot.
         gated: Variants of the blocks in which the cost gate leaves sites out, by module path.
         gated_stores: What these blocks run where they have no features yet, by module path.
         inside: What sites inside of spans merge, None where they merge nothing.
@@ -83,9 +84,15 @@ class Call:
     removes: Mapping[int, int] = field(default_factory=dict)
     reduce: Reduce | None = None
     reduces: Mapping[int, Reduce] = field(default_factory=dict)
+    updates_tokens: bool = False
     gated: Mapping[str, Variant] = field(default_factory=dict)
     gated_stores: Mapping[str, Variant] = field(default_factory=dict)
     inside: Inside | None = None
+
+    @property
+    def dates_tokens(self) -> bool:
+        """Whether every token has steps of its own that its line is drawn through."""
+        return self.updates_tokens and self.forecast_order == 1
 
     def reads(self, what: str) -> bool:
         """Whether the stage's method may read something beside the tokens, for instance "ages"."""

@@ -257,6 +257,7 @@ class Runtime:
             prompt_bias=state.prompt_bias,
             reduce=None if stage is None else stage.reduce,
             reduces=self.layers.reduces,
+            updates_tokens=recipe.reuse is not None and recipe.reuse.update == "tokens",
             gated={} if decision is None else decision.variants(variant, phase.remove),
             gated_stores={}
             if decision is None or served is None

@@ -86,6 +86,13 @@ MORE: dict[str, dict[str, Any]] = {
         "stages.structure.method": {"name": "ca_tome"},
         "stages.structure.ratio": {"threshold": 0.2, "start": 0.5},
     },
+    "tokens cached, plans kept": {
+        "stages.*.method": {"name": "token_cache", "probe_queries": 16},
+        "stages.*.sites": ["ff"],
+        "plan.every_steps": 2,
+        "keep_dense.every_steps": 4,
+        "reuse": {"order": 1, "weight": 0.0, "update": "tokens"},
+    },
     "fewer keys": {
         "sites.attn.merge": "keys",
         "stages.structure.method": {"name": "todo"},
