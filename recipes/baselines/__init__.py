@@ -1,0 +1,1 @@
+"""Methods of other papers, one recipe per method and model."""
