@@ -19,9 +19,9 @@ def short_span(recipe: Recipe, program: Program, phase: Phase) -> SpanPlace | No
     return place if place is not None and place.is_short(recipe.spans[place.span_index]) else None
 
 
-def span_reports(rewriting: Rewriting, schedule: Schedule) -> Iterator[SpanReport]:
-    """Yield every run of blocks of every span, in the phases that use it."""
-    recipe = rewriting.recipe
+def span_reports(rewriting: Rewriting, schedule: Schedule, grid: tuple[int, int]) -> Iterator[SpanReport]:
+    """Yield every run of blocks of every span, in the phases that use it, at a grid of (height, width) tokens."""
+    recipe, layers = rewriting.recipe, rewriting.runtime.layers
     for index, phase in enumerate(schedule.phases):
         first, blocks = "", 0
         for path, binding in rewriting.bindings.items():
@@ -32,7 +32,10 @@ def span_reports(rewriting: Rewriting, schedule: Schedule) -> Iterator[SpanRepor
             first, blocks = (path, 0) if place.first else (first, blocks)
             blocks += place.is_short(span)
             if place.last:
+                height, width = layers.grid(binding.index, grid)
+                assert phase.stage is not None  # a dense step is in no span
+                method = recipe.stages[phase.stage].method
+                kept = height * width - layers.remove(binding.index, phase.remove, method, grid)
                 yield SpanReport(
-                    index, span.id, first, path, span.enter, span.residual, blocks,
-                    schedule.tokens, schedule.tokens - phase.remove,
-                )  # fmt: skip
+                    index, span.id, first, path, span.enter, span.residual, blocks, height * width, kept
+                )

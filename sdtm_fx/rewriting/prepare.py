@@ -23,7 +23,7 @@ from sdtm_fx.errors import NothingMatched, SiteError
 from sdtm_fx.recipe.match import compile_match
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.recipe.tokens import FixedGrid
-from sdtm_fx.rewriting.layers import layer_rates, ruled_blocks, scales_of
+from sdtm_fx.rewriting.layers import layer_rates, levels_of, ruled_blocks, scales_of
 from sdtm_fx.rewriting.programs import ProgramCache
 from sdtm_fx.rewriting.rewriting import Rewriting
 from sdtm_fx.rewriting.spans import Spans, active_span, resolve_spans, uses_spans
@@ -56,15 +56,16 @@ def prepare(model: torch.nn.Module, recipe: Recipe, example: Mapping[str, Any] |
     outer = capture_outer(model, places, _example(model, recipe, size, example))
     order = list(dict.fromkeys(call.path for call in outer.calls))
     kept = _kept_blocks(recipe, order)
-    layers = layer_rates(recipe, order, kept)
+    layers = layer_rates(recipe, order, kept, levels_of(recipe, places))
     cache = ProgramCache(recipe)
     ids = {path: [recipe.sites[p.site_index].id for p in inside] for path, inside in places.items()}
     spans = resolve_spans(model, recipe, outer.calls, kept, ids, ruled_blocks(recipe, order))
     blocks = _rewrite_blocks(model, recipe, outer, places, spans, order, kept, cache)
     measured_by_size = example is None and not isinstance(recipe.tokens.grid, FixedGrid)
     grid = size.grid if measured_by_size else GridReader(recipe.tokens.grid).read(example or {})
-    # The gate weighs sites one by one; the blocks of a span stand or fall together.
-    profiles = load_profiles() if recipe.gate == "auto" and not uses_spans(recipe) else {}
+    # The gate weighs sites one by one, on one grid; the blocks of a span stand or fall together.
+    weighed = recipe.gate == "auto" and not uses_spans(recipe) and not layers.levels
+    profiles = load_profiles() if weighed else {}
     cost = CostModel(
         recipe, tuple(blocks.values()), grid, text_length(recipe, outer.arguments), bool(profiles), layers
     )

@@ -17,6 +17,7 @@ from sdtm_fx.errors import PlanError
 from sdtm_fx.hashing import combine
 from sdtm_fx.methods.base import TokenView
 from sdtm_fx.runtime.call import BlockContext
+from sdtm_fx.runtime.guidance import pooled
 from sdtm_fx.runtime.state import Feature
 
 
@@ -107,11 +108,11 @@ def _view(
     heads: AttentionHeads | None,
 ) -> TokenView:
     call = ctx.call
-    height, width = call.grid
+    height, width = grid = ctx.grid
     if metric.shape[1] != height * width:
         raise PlanError(
             f"block {ctx.block} has {metric.shape[1]} image tokens, the grid is {height}x{width} = {height * width}; "
-            "check `tokens.grid` and the sites' `prefix` in the recipe"
+            "check `tokens.grid`, and the sites' `prefix` and `downsample`, in the recipe"
         )
     metric = _shared(metric, call.share_batch, call.halves)
     if attention is not None:
@@ -126,9 +127,10 @@ def _view(
         ages = call.state.ages[key]
     importance = None
     if call.reads("importance") and call.state.importance is not None:
-        importance = _shared(call.state.importance, call.share_batch, call.halves)
+        own = pooled(call.state.importance, call.grid, grid)
+        importance = _shared(own, call.share_batch, call.halves)
     salt = 0 if call.salt is None else combine(call.salt, ctx.group if ctx.draw is None else ctx.draw)
-    return TokenView(metric, call.grid, ages, attention, salt, importance, heads)
+    return TokenView(metric, grid, ages, attention, salt, importance, heads)
 
 
 def _shared(values: torch.Tensor, whole_batch: bool, halves: int) -> torch.Tensor:

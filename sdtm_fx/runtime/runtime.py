@@ -256,13 +256,14 @@ class Runtime:
             prompt_bias=state.prompt_bias,
             reduce=None if stage is None else stage.reduce,
             reduces=self.layers.reduces,
+            levels=self.layers.levels,
             gated={} if decision is None else decision.variants(variant, phase.remove),
             gated_stores={}
             if decision is None or served is None
             else decision.variants(dense_variant(recipe, served), 0),
         )
         if stage is not None and phase.stage is not None:
-            removes = self.layers.removes(phase.remove, stage.method, size.grid[0] * size.grid[1])
+            removes = self.layers.removes(phase.remove, stage.method, size.grid)
             call = replace(call, removes=removes)
         if self._reads_importance and (self.static or self.rehearses):
             state.lay_out_importance(size.batch, size.grid[0] * size.grid[1], device)
