@@ -19,14 +19,19 @@ MERGED = {"reuse": None, "keep_dense": {"first_steps": 0, "last_steps": 0, "ever
 """Every step merges, and merged positions get copies."""
 
 
-def tiny_sdxl(coarse_layers: int = 2) -> nn.Module:
-    """`coarse_layers` is the number of blocks in each transformer of the coarser grid, 10 in the released model."""
+def tiny_sdxl(layers: int = 1, per_level: int = 1) -> nn.Module:
+    """Build one.
+
+    Args:
+        layers: Blocks in each transformer; the released model has 2 on the finer grid and 10 on the coarser.
+        per_level: Transformers on the way down of each grid; there is one more on the way up. Released: 2.
+    """
     cross = ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D")
     model = UNet2DConditionModel(
-        sample_size=16, in_channels=4, out_channels=4, layers_per_block=1,
+        sample_size=16, in_channels=4, out_channels=4, layers_per_block=per_level,
         down_block_types=("DownBlock2D", *cross),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(8, 16, 32), transformer_layers_per_block=(1, 2, coarse_layers),
+        block_out_channels=(8, 16, 32), transformer_layers_per_block=(1, layers, layers),
         attention_head_dim=(1, 2, 4), cross_attention_dim=TEXT_DIM, norm_num_groups=4, use_linear_projection=True,
         addition_embed_type="text_time", addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=1280 + 6 * 8,

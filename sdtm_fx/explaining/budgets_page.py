@@ -21,10 +21,10 @@ Methods of other papers as recipes, `baselines/<method>-<model>`, and SDTM's own
 which settings it takes from its paper, and what no source says and was chosen here.
 
 MACs are those of one denoising step at 1024 px, the mean over all steps of a generation, guidance halves and what
-finding tokens costs included: of linear layers and convolutions alone, which is the convention of the SDTM paper, and of
-all products. Where a source says what a method costs and not at which ratio, the ratio was chosen to meet that cost;
-elsewhere it is the published one. *Difference* is that of the shares of the dense model, in the convention of the figure.
-How much `ca_tome` merges, images decide: given is the least that it can cost.
+finding tokens costs included: of linear layers and convolutions alone, which is the convention of the SDTM paper, and
+of all products. Where a source says what a method costs and not at which ratio, the ratio was chosen to meet that cost;
+elsewhere it is the published one. *Difference* is that of the shares of the dense model, in the convention of the
+figure. How much `ca_tome` merges, images decide: given is the least that it can cost.
 
 Recipes for the toys of this package (`-toy-sd3`, `-toy-flux`) follow those of `sd3-medium` and `flux.1-dev`.
 """

@@ -19,7 +19,7 @@ from sdtm_fx.cost.gate_variants import add_variants
 from sdtm_fx.cost.model import CostModel, MeasuredBlock, sites_of
 from sdtm_fx.cost.profile import DeviceKey, DeviceProfile
 from sdtm_fx.cost.profile_cache import load_profiles
-from sdtm_fx.errors import NothingMatched, SiteError
+from sdtm_fx.errors import NothingMatched, PlanError, SiteError
 from sdtm_fx.recipe.match import compile_match
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.recipe.tokens import FixedGrid
@@ -91,10 +91,19 @@ def prepare(model: torch.nn.Module, recipe: Recipe, example: Mapping[str, Any] |
 
 
 def _measure(recipe: Recipe, cost: CostModel, block: MeasuredBlock, stage: int) -> None:
-    """Measure a block in a stage; a block of a span shows here whether it runs on fewer tokens."""
+    """Measure a block in a stage; it shows here whether it is on its grid, and runs on fewer tokens in a span."""
     place = active_span(recipe, block.program.spans, Variant(stage=stage))
     try:
         cost.block_cost(block, stage)
+    except PlanError as error:
+        level = cost.layers.levels.get(block.index)
+        if level is None:
+            raise
+        height, width = cost.layers.grid(block.index, cost.grid)
+        raise SiteError(
+            f"{block.path} does not run on a grid of {height}x{width} tokens where the recipe's is "
+            f"{cost.grid[0]}x{cost.grid[1]} (downsample {level}): {error}"
+        ) from error
     except RuntimeError as error:
         if place is None:
             raise

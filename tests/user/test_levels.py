@@ -9,23 +9,21 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.fx.experimental.proxy_tensor import make_fx
 
 import sdtm_fx
 from sdtm_fx.cost.counter import MacCounter
 from sdtm_fx.errors import RecipeError, ScheduleError, SiteError
+from sdtm_fx.explaining.explain import _native_grid
 from sdtm_fx.layer_rates import LayerRates
-from sdtm_fx.methods import ToMe
+from sdtm_fx.methods import SSM, ToMe, Uniform
 from sdtm_fx.recipe.tokens import LatentGrid
 from sdtm_fx.rewriting.rewriting import rewriting_of
 from sdtm_fx.runtime.grid import GridReader
 from sdtm_fx.runtime.guidance import pooled
-from tests.compiling.test_static import check_static
-from tests.unets import MERGED, SMALL, lengths, moved, run_steps, sdxl_inputs, tiny_sdxl
+from tests.unets import MERGED, SMALL, lengths, run_steps, sdxl_inputs, tiny_sdxl
 from tests.user.cases import the_rewriting
 
 FINE = ("down_blocks.1", "up_blocks.1")
-SSM = {"name": "ssm", "age_weight": 0.05}
 
 
 def rules(**changes: Any) -> sdtm_fx.Recipe:
@@ -43,6 +41,12 @@ def unet() -> Iterator[nn.Module]:
     yield the_unet()
     if rewriting_of(the_unet()) is not None:
         sdtm_fx.restore(the_unet())
+
+
+@pytest.fixture(scope="module")
+def merging() -> nn.Module:
+    """A model whose every step merges 0.6 of the tokens, rewritten once for all tests that run it."""
+    return sdtm_fx.rewrite(tiny_sdxl(), rules(**MERGED, **{"ratio.start": 0.6}))
 
 
 @functools.cache
@@ -66,8 +70,8 @@ def test_ratio_zero_and_restore_are_the_original_bit_for_bit(unet: nn.Module) ->
         assert torch.equal(unet(**sdxl_inputs())[0], plain((32, 24)))
 
 
-def test_every_level_merges_its_part_on_its_grid_and_costs_what_is_said(unet: nn.Module) -> None:
-    sdtm_fx.rewrite(unet, rules(**MERGED, **{"ratio.start": 0.6}))
+def test_every_level_merges_its_part_on_its_grid_and_costs_what_is_said(merging: nn.Module) -> None:
+    unet = merging
     for latent, fine, coarse in (((32, 24), 192, 48), ((26, 30), 195, 56)):
         grid, inputs = (latent[0] // 2, latent[1] // 2), sdxl_inputs(latent)
         told = sdtm_fx.explain(unet, steps=2, grid=grid, batch=2, text=5, quiet=True)
@@ -87,17 +91,16 @@ def test_every_level_merges_its_part_on_its_grid_and_costs_what_is_said(unet: nn
                 assert removed["coarse_ff"] == pytest.approx(0.6 * coarse, abs=2)
 
 
-def test_odd_latents_round_up(unet: nn.Module) -> None:
-    sdtm_fx.rewrite(unet, rules(**MERGED, **{"ratio.start": 0.6}))
-    with lengths(unet, ".ff") as seen:
-        (output,) = run_steps(unet, sdxl_inputs((25, 31)), 1)  # 13 x 16 and 7 x 8 tokens
+def test_odd_latents_round_up(merging: nn.Module) -> None:
+    with lengths(merging, ".ff") as seen:
+        (output,) = run_steps(merging, sdxl_inputs((25, 31)), 1)  # 13 x 16 and 7 x 8 tokens
     assert output.shape[-2:] == (25, 31)
-    assert by_level(seen) == ({208 - 126}, {56 - 33})
+    assert by_level(seen) == ({208 - 125}, {56 - 34})
 
 
 def test_forecasts_kept_plans_and_ages_have_the_size_of_their_level(unet: nn.Module) -> None:
     keep = {"keep_dense": {"first_steps": 2, "last_steps": 0, "every_steps": 5}, "plan.every_steps": 2}
-    sdtm_fx.rewrite(unet, rules(**keep, **{"stages.*.method": SSM}))
+    sdtm_fx.rewrite(unet, rules(**keep, **{"stages.*.method": {"name": "ssm", "age_weight": 0.05}}))
     first = run_steps(unet, sdxl_inputs(), 10)
     (branch,) = the_rewriting(unet).runtime.state.branches.values()
     assert {plan.tokens for plan in branch.plans.values()} == {192, 48}
@@ -107,10 +110,9 @@ def test_forecasts_kept_plans_and_ages_have_the_size_of_their_level(unet: nn.Mod
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-def test_recorded_plans_are_on_the_grid_of_their_block(unet: nn.Module) -> None:
-    sdtm_fx.rewrite(unet, rules(**MERGED))
-    with sdtm_fx.record_plans(unet) as record:
-        run_steps(unet, sdxl_inputs(), 1)
+def test_recorded_plans_are_on_the_grid_of_their_block(merging: nn.Module) -> None:
+    with sdtm_fx.record_plans(merging) as record:
+        run_steps(merging, sdxl_inputs(), 1)
     sites = record.at(action="merged")
     assert {site.grid for site in sites} == {(16, 12), (8, 6)}
     assert all(site.assign.shape[-1] == site.grid[0] * site.grid[1] for site in sites)
@@ -118,13 +120,11 @@ def test_recorded_plans_are_on_the_grid_of_their_block(unet: nn.Module) -> None:
     assert {site.kept for site in dense if site.site == "coarse_cross"} == {48}
 
 
-def test_a_full_ratio_is_full_at_every_level(unet: nn.Module) -> None:
-    sdtm_fx.rewrite(
-        unet, rules(**MERGED, ratio={"curve": "full"}, **{"stages.*.method": {"name": "uniform"}})
+def test_a_full_ratio_is_full_at_every_level() -> None:
+    rates, grid = LayerRates(levels={1: 2}, round_to=64), (13, 15)
+    assert (
+        rates.remove(1, Uniform().capacity(grid), Uniform(), grid) == Uniform().capacity((7, 8)) == 3 * 3 * 4
     )
-    with lengths(unet, ".ff") as seen:
-        run_steps(unet, sdxl_inputs((26, 30)), 1)  # 13 x 15 and 7 x 8 tokens
-    assert by_level(seen) == ({195 - 3 * 6 * 7}, {56 - 3 * 3 * 4})
 
 
 def test_importance_is_averaged_over_the_tokens_of_a_level() -> None:
@@ -132,31 +132,6 @@ def test_importance_is_averaged_over_the_tokens_of_a_level() -> None:
     assert pooled(scores, (4, 3), (4, 3)) is scores
     assert pooled(scores, (4, 3), (2, 1)).tolist() == [[2.5, 8.5]]
     assert pooled(scores, (4, 3), (2, 2)).shape == (1, 4)
-
-
-def test_no_phase_waits_for_the_host(unet: nn.Module) -> None:
-    sdtm_fx.rewrite(unet, rules(keep_dense={"first_steps": 2, "last_steps": 0, "every_steps": None}))
-    inputs, traced = sdxl_inputs(), 0
-    with torch.no_grad(), sdtm_fx.steps(unet, 5) as clock:
-        for step in range(5):
-            own = moved(inputs, step)
-            if step == 2 or step == 4:  # a step of each stage
-                check_static(make_fx(lambda x, own=own: unet(**{**own, "sample": x}))(own["sample"]))
-                traced += 1
-            else:
-                unet(**own)
-            clock.advance()
-    assert traced == 2
-
-
-@pytest.mark.slow
-@pytest.mark.compile
-def test_compiled_phases_agree(unet: nn.Module) -> None:
-    sdtm_fx.rewrite(unet, rules(**MERGED))
-    eager = run_steps(unet, sdxl_inputs(), 2)
-    sdtm_fx.compile(unet, backend="aot_eager")
-    for ours, theirs in zip(run_steps(unet, sdxl_inputs(), 2), eager, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
 def test_a_latent_may_be_covered() -> None:
@@ -200,24 +175,27 @@ def test_levels_share_nothing(unet: nn.Module, changes: dict[str, Any], shared: 
         sdtm_fx.rewrite(unet, rules(**changes))
 
 
-def test_a_ratio_out_of_reach_at_a_level_is_an_error(unet: nn.Module) -> None:
-    sdtm_fx.rewrite(unet, rules(**MERGED, **{"stages.*.method": {"name": "ssm"}, "ratio.start": 0.72}))
-    run_steps(unet, sdxl_inputs(), 1)
-    with pytest.raises(
-        ScheduleError,
-        match=r"ssm: found ratio 0\.7\d* at a level of 9x7 tokens \(grid 18x14\); it can remove at most 36 of 63",
-    ):
-        run_steps(unet, sdxl_inputs((36, 28)), 1)
-
-
-def test_a_wrong_level_is_an_error_when_it_runs(unet: nn.Module) -> None:
-    sdtm_fx.rewrite(
-        unet, rules(**MERGED, **{f"sites.coarse_{s}.downsample": 4 for s in ("self", "cross", "ff")})
+def test_a_ratio_out_of_reach_at_a_level_is_an_error() -> None:
+    rates, ssm = LayerRates(levels={1: 2}), SSM()
+    assert rates.remove(1, 189, ssm, (18, 14)) == 36, (
+        "all that can go of the grid is all that can go of the level"
     )
     with pytest.raises(
-        sdtm_fx.errors.PlanError, match=r"has 48 image tokens, the grid is 4x3 = 12; check .*downsample"
+        ScheduleError,
+        match=r"ssm: found ratio 0\.726 at a level of 9x7 tokens \(grid 18x14\); it can remove at most 36 of 63 "
+        r"there \(ratio 0\.571",
     ):
-        run_steps(unet, sdxl_inputs(), 1)
+        rates.remove(1, 183, ssm, (18, 14))
+
+
+def test_a_wrong_level_is_an_error(unet: nn.Module) -> None:
+    wrong = {f"sites.coarse_{name}.downsample": 4 for name in ("self", "cross", "ff")}
+    with pytest.raises(
+        SiteError,
+        match=r"down_blocks\.2\S+ does not run on a grid of 8x6 tokens where the recipe's is 32x24 "
+        r"\(downsample 4\): merge: found a tensor of shape \(2, 192, 32\)",
+    ):
+        sdtm_fx.rewrite(unet, rules(**wrong))
 
 
 def test_a_threshold_counts_on_one_grid() -> None:
@@ -231,15 +209,15 @@ def test_a_threshold_counts_on_one_grid() -> None:
     assert rules(**tome, **{"stages.*.sites": ["self", "ff"]}).ratio.start == 0.5
 
 
-def test_the_gate_says_that_it_does_not_weigh_levels(unet: nn.Module) -> None:
-    sdtm_fx.rewrite(unet, rules())
-    told = sdtm_fx.explain(unet, steps=6, grid=(16, 12), quiet=True).gate
+def test_the_gate_says_that_it_does_not_weigh_levels(merging: nn.Module) -> None:
+    told = sdtm_fx.explain(merging, steps=6, grid=(16, 12), batch=2, text=5, quiet=True).gate
     assert (told.active, told.says) == (
         False, "does not weigh sites on several grids: the recipe merges wherever it says"
     )  # fmt: skip
-    assert sdtm_fx.explain(unet, steps=6, quiet=True).grid == (8, 8), (
-        "sample_size 16, two latent pixels a token"
-    )
+
+
+def test_the_native_grid_is_that_of_the_recipe(unet: nn.Module) -> None:
+    assert _native_grid(unet, rules()) == (8, 8), "sample_size 16, two latent pixels a token"
 
 
 def test_levels_round_up_and_keep_counts_near_the_ratio() -> None:
