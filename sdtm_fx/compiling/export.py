@@ -97,6 +97,7 @@ def export(
         processor=processor(device),
         files={name: (folder / name).stat().st_size for name in written},
         scales=dict(runtime.layers.scales),
+        levels=dict(runtime.layers.levels),
     ).save(folder)
     return folder
 

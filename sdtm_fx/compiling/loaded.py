@@ -90,7 +90,7 @@ class PackagedModel(torch.nn.Module):
         recipe = Recipe.from_yaml_text(manifest.recipe, "recipe of the package")
         signature = Signature(manifest.names, manifest.defaults, open_ended=False)
         schedules = _PackagedSchedules(manifest.sizes)
-        layers = LayerRates(manifest.scales, round_to=recipe.plan.round_to)
+        layers = LayerRates(manifest.scales, round_to=recipe.plan.round_to, levels=manifest.levels)
         self._runtime = Runtime(recipe, Clock(), signature, schedules, manifest.groups, layers, static=True)
         self._folder = folder
         self._weights = torch.load(folder / WEIGHTS, map_location=manifest.device, weights_only=True)

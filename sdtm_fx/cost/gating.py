@@ -120,8 +120,7 @@ class _Gate:
     def _own(self, block: MeasuredBlock, level: Level) -> int:
         """Tokens that a block removes in a phase."""
         stage, remove = level
-        tokens = self.size.grid[0] * self.size.grid[1]
-        return self.cost.layers.remove(block.index, remove, self.recipe.stages[stage].method, tokens)
+        return self.cost.layers.remove(block.index, remove, self.recipe.stages[stage].method, self.size.grid)
 
     def _macs_per_channel(self, stage: int, remove: int) -> int:
         """MACs of one merge, and of one unmerge, per channel and sample."""

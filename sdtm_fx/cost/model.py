@@ -114,7 +114,7 @@ class CostModel:
             block.program,
             block.block,
             block.leaves,
-            self.grid,
+            self.layers.grid(block.index, self.grid),
             left_out,
             self.with_extra,
         )
@@ -145,24 +145,28 @@ class CostModel:
             fresh_plan: Whether plans are made in this call; otherwise they are those of an earlier step.
             fresh_destinations: Whether the destinations of plans that are made are chosen in this call.
         """
-        method, tokens = self.recipe.stages[stage].method, grid[0] * grid[1]
-        total, plans = Macs(), dict[int, PlanCost]()
+        method = self.recipe.stages[stage].method
+        total, plans = Macs(), dict[tuple[tuple[int, int], int, int], PlanCost]()
         groups: set[int] = set()
-        further = _Further(self, stage, tokens - remove, text, batch)
+        further = _Further(self, stage, grid[0] * grid[1] - remove, text, batch)
         for block in self.blocks:
             cost = self.block_cost(block, stage, (left_out or {}).get(block.path, frozenset()))
             if cost is None:
                 continue
-            own = self.layers.remove(block.index, remove, method, tokens)
-            if own not in plans:
-                plans[own] = plan_cost(method, grid, text, cost.width, own)
-            moving = Macs(0.0, float(plans[own].per_channel * cost.moved))
-            total = total + (cost.saving.at(tokens, text, own) - moving) * batch
+            own, own_grid = (
+                self.layers.remove(block.index, remove, method, grid),
+                self.layers.grid(block.index, grid),
+            )
+            key = (own_grid, cost.width, own)
+            if key not in plans:
+                plans[key] = plan_cost(method, own_grid, text, cost.width, own)
+            moving = Macs(0.0, float(plans[key].per_channel * cost.moved))
+            total = total + (cost.saving.at(own_grid[0] * own_grid[1], text, own) - moving) * batch
             group = block.index // self.recipe.plan.every_layers
             span = active_span(self.recipe, block.program.spans, Variant(stage=stage))
             if group not in groups and (span is None or span.first):
                 groups.add(group)
-                planning = _planning(plans[own], fresh_plan, fresh_destinations)
+                planning = _planning(plans[key], fresh_plan, fresh_destinations)
                 total = total - planning * (1 if "batch" in self.recipe.plan.share else batch)
             if span is not None:
                 total = total + further.saved(block, self.span_entry(block, span.span_index), cost.width)
@@ -170,11 +174,13 @@ class CostModel:
 
     def step_cost(self, grid: tuple[int, int], text: int) -> Callable[[int | None, int], float]:
         """Total MACs per sample of the rewritten blocks in one step: what the schedule weighs levels by."""
-        first = [
-            next(filter(None, (self.block_cost(b, s) for s in range(len(self.recipe.stages)))), None)
-            for b in self.blocks
-        ]
-        dense = sum(cost.dense_at(grid[0] * grid[1], text) for cost in first if cost is not None)
+        dense = 0.0
+        for block in self.blocks:
+            stages = range(len(self.recipe.stages))
+            first = next(filter(None, (self.block_cost(block, stage) for stage in stages)), None)
+            if first is not None:
+                height, width = self.layers.grid(block.index, grid)
+                dense += first.dense_at(height * width, text)
 
         @functools.cache
         def cost(stage: int | None, remove: int) -> float:

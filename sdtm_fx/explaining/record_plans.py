@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sdtm_fx.base_plan import Plan
 from sdtm_fx.errors import RewriteError
 from sdtm_fx.explaining.plan_record import Action, PlanRecord, SiteRecord
+from sdtm_fx.layer_rates import coarser
 from sdtm_fx.plan import MergePlan
 from sdtm_fx.recipe.match import compile_match
 from sdtm_fx.recipe.schema import Recipe
@@ -140,7 +141,8 @@ class _Recorder:
             action = _action(recipe, variant, spec) if entry is None else "merged"
             if further and spec.merge == "keys":
                 action = "keys"
-            kept, slots = size.grid[0] * size.grid[1], _NO_SLOTS
+            grid = coarser(size.grid, spec.downsample)
+            kept, slots = grid[0] * grid[1], _NO_SLOTS
             if action == "forecast":
                 kept = 0
             elif action in ("merged", "keys"):
@@ -162,7 +164,7 @@ class _Recorder:
                 path=place.path,
                 action=action,
                 stage=None if stage is None else stage.name,
-                grid=size.grid,
+                grid=grid,
                 kept=kept,
                 assign=slots[0],
                 positions=slots[1],

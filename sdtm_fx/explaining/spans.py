@@ -42,10 +42,10 @@ def removed_further(rewriting: Rewriting, program: Program, phase: Phase, site: 
 
 
 def span_reports(
-    rewriting: Rewriting, schedule: Schedule, decision: GateDecision | None
+    rewriting: Rewriting, schedule: Schedule, decision: GateDecision | None, grid: tuple[int, int]
 ) -> Iterator[SpanReport]:
-    """Yield every run of blocks of every span, in the phases that use it."""
-    recipe = rewriting.recipe
+    """Yield every run of blocks of every span, in the phases that use it, at a grid of (height, width) tokens."""
+    recipe, layers = rewriting.recipe, rewriting.runtime.layers
     for index, phase in enumerate(schedule.phases):
         first, blocks, variant = "", 0, Variant(stage=phase.stage)
         gated = {} if decision is None else decision.variants(variant, phase.remove)
@@ -57,7 +57,10 @@ def span_reports(
             first, blocks = (path, 0) if place.first else (first, blocks)
             blocks += place.is_short(span)
             if place.last:
+                height, width = layers.grid(binding.index, grid)
+                assert phase.stage is not None  # a dense step is in no span
+                method = recipe.stages[phase.stage].method
+                kept = height * width - layers.remove(binding.index, phase.remove, method, grid)
                 yield SpanReport(
-                    index, span.id, first, path, span.enter, span.residual, blocks,
-                    schedule.tokens, schedule.tokens - phase.remove,
-                )  # fmt: skip
+                    index, span.id, first, path, span.enter, span.residual, blocks, height * width, kept
+                )

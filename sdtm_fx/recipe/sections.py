@@ -36,6 +36,9 @@ class SiteSpec(Part):
     merge: Literal["tokens", "keys"] = "tokens"
     """``tokens``: the module runs on merged tokens. ``keys``: queries stay as they are, and attention looks at
     fewer image keys and values, so nothing is unmerged and `reuse` has nothing to forecast there."""
+    downsample: Positive = 1
+    """Side of a token here over that of a token of `tokens.grid`: 2 at a level of a U-Net with half the resolution. A
+    side that it does not divide is rounded up."""
     expect: Positive | None = None
     """Exact number of modules that match; absent: at least one."""
 

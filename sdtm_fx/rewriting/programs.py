@@ -69,7 +69,7 @@ class ProgramCache:
     Attributes:
         recipe: The recipe.
         programs: By structure: that of the call, the text of the captured graph, the traits of the modules
-            that it calls, and the sites in it.
+            that it calls, the sites in it, and the widths of the sequences that it takes.
     """
 
     recipe: Recipe
@@ -100,7 +100,9 @@ class ProgramCache:
         capture = capture_block(block, key, leaves)
         sites = tuple((p.site_index, p.local) for p in places)
         opened = attention_texts(self.recipe, block, capture, places)
-        structure = (key, str(capture.graph), leaf_traits(block, capture), sites, spans, opened)
+        # Blocks of other widths have equal graphs, but do not cost the same: the levels of a U-Net.
+        widths = tuple(leaf.shape[-1] for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.ndim == 3)
+        structure = (key, str(capture.graph), leaf_traits(block, capture), sites, spans, opened, widths)
         if structure not in self.programs:
             self.programs[structure] = _rewrite(self.recipe, block, capture, places, spans)
         return self.programs[structure]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from sdtm_fx.base_plan import Plan
+from sdtm_fx.layer_rates import coarser
 from sdtm_fx.methods.base import Method
 from sdtm_fx.phase import Phase
 from sdtm_fx.reductions import Reduce
@@ -57,6 +58,7 @@ class Call:
         salt: 0-d int64 tensor for hash-based draws, or None.
         prompt_bias: 0-d float tensor added to the logits of text keys, or None.
         removes: Tokens that a block removes, by its number, where that is not what the phase does.
+        levels: Side of a block's tokens over that of the grid's, by its number, where it is not 1.
         reduce: What becomes of the tokens of a slot; None: as the method has it.
         reduces: The same by number of the block, where a rule of the recipe says so.
         updates_tokens: Whether steps that merge store what they computed for tokens that are alone in their slot.
@@ -82,6 +84,7 @@ class Call:
     salt: torch.Tensor | None
     prompt_bias: torch.Tensor | None
     removes: Mapping[int, int] = field(default_factory=dict)
+    levels: Mapping[int, int] = field(default_factory=dict)
     reduce: Reduce | None = None
     reduces: Mapping[int, Reduce] = field(default_factory=dict)
     updates_tokens: bool = False
@@ -105,6 +108,10 @@ class Call:
             self.removes[block] for block in range(first, first + self.every_layers) if block in self.removes
         )
         return next(own, self.phase.remove)
+
+    def grid_in(self, group: int) -> tuple[int, int]:
+        """(height, width) in tokens of the blocks of a plan group; it is seen to that they agree."""
+        return coarser(self.grid, self.levels.get(group * self.every_layers, 1))
 
 
 @dataclass(frozen=True)
@@ -144,6 +151,11 @@ class BlockContext:
     def group(self) -> int:
         """The plan group of the block."""
         return self.block // self.call.every_layers
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(height, width) in tokens of the block."""
+        return coarser(self.call.grid, self.call.levels.get(self.block, 1))
 
     @property
     def remove(self) -> int:

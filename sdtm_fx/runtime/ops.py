@@ -18,6 +18,7 @@ from sdtm_fx.hashing import combine
 from sdtm_fx.methods.base import TokenView
 from sdtm_fx.runtime.call import BlockContext
 from sdtm_fx.runtime.feature import Feature
+from sdtm_fx.runtime.guidance import pooled
 
 
 def plan_tokens(
@@ -108,11 +109,11 @@ def _view(
     heads: AttentionHeads | None,
 ) -> TokenView:
     call = ctx.call
-    height, width = call.grid
+    height, width = grid = ctx.grid
     if metric.shape[1] != height * width:
         raise PlanError(
             f"block {ctx.block} has {metric.shape[1]} image tokens, the grid is {height}x{width} = {height * width}; "
-            "check `tokens.grid` and the sites' `prefix` in the recipe"
+            "check `tokens.grid`, and the sites' `prefix` and `downsample`, in the recipe"
         )
     metric = shared(metric, call.share_batch, call.halves)
     if attention is not None:
@@ -127,8 +128,9 @@ def _view(
         ages = call.state.ages[key]
     importance = None
     if call.reads("importance") and call.state.importance is not None:
-        importance = shared(call.state.importance, call.share_batch, call.halves)
-    return TokenView(metric, call.grid, ages, attention, draw_salt(ctx), importance, heads)
+        own = pooled(call.state.importance, call.grid, grid)
+        importance = shared(own, call.share_batch, call.halves)
+    return TokenView(metric, grid, ages, attention, draw_salt(ctx), importance, heads)
 
 
 def draw_salt(ctx: BlockContext) -> int | torch.Tensor:

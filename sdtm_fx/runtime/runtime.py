@@ -258,6 +258,7 @@ class Runtime:
             reduce=None if stage is None else stage.reduce,
             reduces=self.layers.reduces,
             updates_tokens=recipe.reuse is not None and recipe.reuse.update == "tokens",
+            levels=self.layers.levels,
             gated={} if decision is None else decision.variants(variant, phase.remove),
             gated_stores={}
             if decision is None or served is None
@@ -265,7 +266,7 @@ class Runtime:
         )
         if stage is not None and phase.stage is not None:
             tokens = size.grid[0] * size.grid[1]
-            removes = self.layers.removes(phase.remove, stage.method, tokens)
+            removes = self.layers.removes(phase.remove, stage.method, size.grid)
             inside = inside_of(stage, tokens - phase.remove, recipe.plan.round_to)
             call = replace(call, removes=removes, inside=inside)
         if self._reads_importance and (self.static or self.rehearses):
