@@ -33,6 +33,13 @@ def check_inside(recipe: Recipe) -> Iterator[Problem]:
                 "inside beside a span in `sites`",
             )
         yield from _check_sites((*path, "sites"), recipe, stage.inside, spans)
+        coarse = [site for site in recipe.sites if site.downsample > 1]
+        if coarse:
+            yield misfit(
+                path,
+                f"merging inside of spans beside site {coarse[0].id!r}, whose tokens lie on a grid of their own",
+                "sites with downsample 1: slots inside of a span are counted on one grid",
+            )
         if not stage.method.assigns:
             yield misfit(
                 path,
@@ -66,6 +73,8 @@ def _check_sites(path: KeyPath, recipe: Recipe, inside: InsideSpec, spans: list[
 def _check_method(path: KeyPath, method: Method) -> Iterator[Problem]:
     if not method.merges:
         yield misfit(path, f"{method.name} inside of a span, which merges nothing", _GRIDLESS)
+    elif method.caches:
+        yield misfit(path, f"{method.name} inside of a span, where nothing is stored", _GRIDLESS)
     elif not method.assigns:
         yield misfit(
             path,

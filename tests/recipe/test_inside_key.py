@@ -104,6 +104,16 @@ NONE = f"slots have none{GRIDLESS}"
             {},
             f"found toma inside of a span, which mixes slots: .* weights there{GRIDLESS}",
         ),
+        (
+            {"method": {"name": "token_cache"}},
+            {},
+            f"found token_cache inside of a span, where nothing is stored{GRIDLESS}",
+        ),
+        (
+            {},
+            {"sites": {"ff": {"downsample": 2}}},
+            "beside site 'ff', whose tokens lie on a grid of their own; accepted sites with downsample 1",
+        ),
         ({"method": {"name": "skip"}}, {}, f"found skip inside of a span, which merges nothing{GRIDLESS}"),
         (
             {"sites": ["fff"]},
