@@ -266,10 +266,11 @@ def test_a_missing_or_damaged_cache_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_tokens_that_are_stored_one_by_one_are_carried(tmp_path: Path) -> None:
     model, inputs = SD3.model(), SD3.inputs()
+    method = {"name": "token_cache", "probe_queries": 16}
     changes = {
-        "stages.*.method": {"name": "token_cache", "probe_queries": 16},
-        "stages.*.sites": ["ff"],
+        "stages": [{"name": "all", "until": 1.0, "sites": ["ff"], "method": method}],  # two phases
         "reuse": {"order": 1, "weight": 0.0, "update": "tokens"},
+        "keep_dense.last_steps": 0,
     }
     sdtm_fx.rewrite(model, SD3.recipe({**FEW, **changes}))
     calls: list[Any] = []
@@ -280,6 +281,7 @@ def test_tokens_that_are_stored_one_by_one_are_carried(tmp_path: Path) -> None:
     eager = run_steps(model, inputs)
     handle.remove()
     sdtm_fx.export(model, tmp_path / "exported", SIZE)
+    assert len(list((tmp_path / "exported").glob("*.pt2"))) == 2
     packaged = sdtm_fx.load(tmp_path / "exported")
     for _ in range(2):  # the second generation starts afresh
         with packaged.steps() as clock:

@@ -188,6 +188,7 @@ class Calls:
             "salt": None,
             "prompt_bias": torch.zeros(()),
             "reduce": self.rules.stages[0].reduce,
+            "updates_tokens": reuse is not None and reuse.update == "tokens",
         }
         return Call(**(values | changes))
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 import sdtm_fx
 from sdtm_fx.evaluate.fidelity import psnr
 from sdtm_fx.toy import load_toy
-from tests.compiling.counting import graph_breaks
+from tests.compiling.counting import Graphs, graph_breaks, no_new_graph
 from tests.user.cases import (
     FLUX_ATTENTION,
     FLUX_DEV,
@@ -307,7 +307,11 @@ def test_the_toys_compile_without_a_break(name: str) -> None:
     torch._dynamo.reset()
     pipe = sdtm_fx.rewrite(load_toy(name), toy_rules(name, TOY_CACHE, **{"reuse.order": 1}))
     eager = draw(pipe, 4)
-    sdtm_fx.compile(pipe, regional=True)
-    assert psnr(draw(pipe, 4), eager)[0] > 50
+    sdtm_fx.compile(pipe, regional=True, backend="eager")
+    graphs = Graphs()
+    assert torch.equal(draw(pipe, 4), eager)
+    assert graphs.made > 0
     assert not graph_breaks()
+    with no_new_graph():
+        assert torch.equal(draw(pipe, 4), eager)
     torch._dynamo.reset()
