@@ -115,6 +115,10 @@ ABSENT: tuple[tuple[str, str], ...] = (
         "a threshold is counted on one grid; it is published for the finest level",
     ),
     (
+        "`ca_tome` with pairs kept over several steps",
+        "under a threshold every step counts what is similar, and makes a plan of its own",
+    ),
+    (
         "FORA and TaylorSeer on SDXL",
         "they are published for transformers; most of what a U-Net would keep lies in convolutions, which recipes do "
         "not reach",
