@@ -57,7 +57,7 @@ def test_errors_point_into_the_file_that_holds_the_fault(base: Path) -> None:
         Recipe.from_file(path)
     assert caught.value.args[0].splitlines() == [
         f"{path}:7: sites[0].kid: found an unknown key; accepted id, kind, match, input, output, "
-        "prefix, rotary, metric, merge, "
+        "prefix, rotary, metric, merge, downsample, "
         "expect (did you mean 'kind'?)",
         f"{path}:6: sites[1].expect: found -1; accepted an integer from 1 or null",
         f"{path}:4: ratio.end: found 2; accepted a number from 0 to below 1",
@@ -84,6 +84,10 @@ def test_a_replaced_list_forgets_the_lines_below_it(base: Path) -> None:
         ),
         ("extends: bas.yaml\n", "(did you mean 'base.yaml'?)"),
         ("extends: sd3-medum\n", "child.yaml:3: extends: found 'sd3-medum'; accepted 'flux.1-dev'"),
+        (
+            "extends: sd3-medum\n",
+            " of baselines/ or 3 of paper/ (`sdtm-fx recipes list`), or a path that ends in .yaml",
+        ),
         ("extends: sd3-medum\n", "or a path that ends in .yaml (did you mean 'sd3-medium'?)"),
         (
             "extends: 3\n",
