@@ -36,9 +36,12 @@ def measure_inner(trial: Trial, text: int) -> InnerCost | None:
         return None
     batch, removed = trial.sequence.shape[0], trial.counts()[0]
     slots = trial.grid[0] * trial.grid[1] - removed
+    counts = trial.counts_inside(slots)
+    if not counts:
+        return None  # on the example's grid; schedules say so where it happens
     with torch.no_grad(), trial.sequence.fake_mode:
         alone = replace(trial, left_out=inside).count_inside(removed, 0, batch).products
-        merged = {n: trial.count_inside(removed, n, batch).products for n in trial.counts_inside(slots)}
+        merged = {n: trial.count_inside(removed, n, batch).products for n in counts}
     keyed = key_savings(alone, merged, batch, slots, text) if trial.merges_keys else {}
     saving, sites = saving_of_merging(alone, merged, keyed, dict.fromkeys(merged, Macs()), batch, slots, text)
     return InnerCost(saving, sites)

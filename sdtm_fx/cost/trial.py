@@ -79,8 +79,9 @@ class Trial:
         return _small_and_large(method, self.grid)
 
     def counts_inside(self, slots: int) -> tuple[int, ...]:
-        """A small and a large number of a span's slots that sites inside can remove."""
-        return _small_and_large(self._inside.method, (1, slots))
+        """A small and a large number of a span's slots that sites inside can remove; none where there are too few."""
+        method, row = self._inside.method, (1, slots)
+        return _small_and_large(method, row) if method.capacity(row) else ()
 
     def run(self, batch: int) -> tuple[EffortCounter, EffortCounter, dict[int, EffortCounter]]:
         """Count the dense block, the one that stores features, and the merged one, the plan being given."""

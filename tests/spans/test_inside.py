@@ -234,7 +234,7 @@ def test_sites_that_do_not_lie_there_are_named(span: Any, changes: dict[str, Any
 
 def test_a_count_out_of_reach_is_named() -> None:
     model = sd3(layers=2)
-    method = {**TOME, "window": [1, 30]}
+    method = {**TOME, "window": [1, 60]}
     rules = stacked_recipe(
         KINDS[0], {**INSIDE, "method": method, "ratio": 0.5}, span={**SPAN, "first": 0, "last": 0}
     )
