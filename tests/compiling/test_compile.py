@@ -86,11 +86,15 @@ MORE: dict[str, dict[str, Any]] = {
         "stages.structure.method": {"name": "ca_tome"},
         "stages.structure.ratio": {"threshold": 0.2, "start": 0.5},
     },
-    "tokens cached, plans kept": {
-        "stages.*.method": {"name": "token_cache", "probe_queries": 16},
-        "stages.*.sites": ["ff"],
-        "plan.every_steps": 2,
-        "keep_dense.every_steps": 4,
+    "tokens cached": {
+        "stages": [
+            {
+                "name": "all",
+                "until": 1.0,
+                "sites": ["ff"],
+                "method": {"name": "token_cache", "probe_queries": 16},
+            }
+        ],
         "reuse": {"order": 1, "weight": 0.0, "update": "tokens"},
     },
     "fewer keys": {
