@@ -84,7 +84,6 @@ def test_a_replaced_list_forgets_the_lines_below_it(base: Path) -> None:
         ),
         ("extends: bas.yaml\n", "(did you mean 'base.yaml'?)"),
         ("extends: sd3-medum\n", "child.yaml:3: extends: found 'sd3-medum'; accepted 'flux.1-dev'"),
-        ("extends: sd3-medum\n",),
         ("extends: sd3-medum\n", "or a path that ends in .yaml (did you mean 'sd3-medium'?)"),
         (
             "extends: 3\n",
