@@ -64,6 +64,7 @@ ROWS: tuple[Row, ...] = (
     Row("baselines/importance-sd3-medium", 20),
     Row("baselines/random-sd3-medium", 50, _AT_TOME_A),
     Row("baselines/uniform-sd3-medium", 50, _AT_TOME_A),
+    Row("baselines/token-cache-sd3-medium", 50),
     Row("baselines/fora-sd3-medium", 50),
     Row("baselines/taylorseer-sd3-medium", 50),
     Row("paper/sd3-medium", 50),
@@ -77,6 +78,7 @@ ROWS: tuple[Row, ...] = (
     Row("baselines/sito-flux.1-dev", 20, _AT_SDTM_FLUX),
     Row("baselines/random-flux.1-dev", 20, _AT_SDTM_FLUX),
     Row("baselines/uniform-flux.1-dev", 20, _AT_SDTM_FLUX),
+    Row("baselines/token-cache-flux.1-dev", 50),
     Row("baselines/fora-flux.1-dev", 50),
     Row("baselines/taylorseer-flux.1-dev", 50, _TAYLOR),
     Row("paper/flux.1-dev", 20, _SDTM_FLUX),
@@ -119,9 +121,13 @@ ABSENT: tuple[tuple[str, str], ...] = (
         "under a threshold every step counts what is similar, and makes a plan of its own",
     ),
     (
-        "FORA and TaylorSeer on SDXL",
+        "ToCa, FORA and TaylorSeer on SDXL",
         "they are published for transformers; most of what a U-Net would keep lies in convolutions, which recipes do "
         "not reach",
+    ),
+    (
+        "ToCa with self-attention left out between full steps, as its released code has it",
+        "a stage has one method for all of its sites; shipped is its choice of tokens in the feed-forwards",
     ),
     ("TaylorSeer of order 2", "it takes three stored steps at every site, and `reuse` keeps two at most"),
     ("SDTM on SDXL", "not published"),

@@ -80,6 +80,7 @@ def test_every_method_has_a_recipe_for_every_model_or_a_reason() -> None:
         "importance": {"flux.1-dev", "toy-flux"},
         "toma-tile": {"flux.1-dev", *TOYS},
         "toma-once": {"flux.1-dev", *TOYS},
+        "token-cache": {"sdxl"},
         "fora": {"sdxl"},
         "taylorseer": {"sdxl"},
         "sdtm": {"sd3-medium", "flux.1-dev", "sdxl"},
@@ -183,7 +184,11 @@ def test_it_merges_what_it_says(name: str) -> None:
     changed = [not torch.equal(a, b) for a, b in zip(found, dense, strict=True)]
     # Under a threshold the first step counts, and random tokens may all be too different to merge.
     assert any(changed) or isinstance(recipe.ratio, ThresholdRatio)
-    if recipe.keep_dense.first_steps:
+    if not recipe.keep_dense.first_steps:
+        return
+    if shape_of(name) == "toy-flux":  # a projection that stores what single blocks add is split
+        torch.testing.assert_close(found[0], dense[0])
+    else:
         assert not changed[0]
 
 
