@@ -3,6 +3,8 @@
 Where keys alone are merged it becomes ``f(keys_of(plan, x))``: a mark that the plan is needed inside, which
 `reduce_keys` takes away again. Nothing is unmerged there, so nothing is stored or forecast either.
 
+Inside of a span the plan is one over its slots.
+
 In a graph for dense steps, and where a stage forecasts its sites (ratio 1), only the way out is marked:
 ``unmerge(None, f(x))``. Later passes move that mark as they move every unmerge, so that features are stored
 at the very place where they are blended, and the last pass turns it into the storing or the forecast.
@@ -14,7 +16,7 @@ from torch import fx
 
 from sdtm_fx.base_plan import Unmerging
 from sdtm_fx.rewriting.work import BlockWork, Pass
-from sdtm_fx.runtime import ops
+from sdtm_fx.runtime import ops, stack_ops
 from sdtm_fx.sites.locating import Site
 
 
@@ -84,13 +86,14 @@ def _plan(work: BlockWork, site: Site) -> tuple[fx.Node, fx.Node | None]:
     """Insert the plan over the image tokens of a site; returns the length of what stands in front of them, too."""
     graph = work.graph
     metric = metric_argument(work, site)
-    if site.spec.prefix is None:
-        return graph.call_function(
-            ops.plan_tokens, (work.ctx, site.entry if metric is None else metric)
-        ), None
-    length = prefix_length(work, site)
+    length = None if site.spec.prefix is None else prefix_length(work, site)
     if metric is None:
-        metric = graph.call_function(ops.image_tokens, (site.entry, length))
+        metric = site.entry
+        if length is not None:
+            metric = graph.call_function(ops.image_tokens, (site.entry, length))
+    span = work.inner_span
+    if span is not None:
+        return graph.call_function(stack_ops.plan_slots, (work.ctx, metric, span.id)), length
     return graph.call_function(ops.plan_tokens, (work.ctx, metric)), length
 
 

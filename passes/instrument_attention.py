@@ -16,9 +16,9 @@ from sdtm_fx.errors import SiteError
 from sdtm_fx.methods.base import Method
 from sdtm_fx.rewriting.attention import has_text
 from sdtm_fx.rewriting.opening import OpenedSite, open_site, reads_image
-from sdtm_fx.rewriting.work import BlockWork, Pass, SitePlace
+from sdtm_fx.rewriting.work import BlockWork, Pass
 from sdtm_fx.runtime import ops
-from sdtm_fx.sites.locating import Site, locate
+from sdtm_fx.sites.locating import Site
 
 
 def instrument_attention(work: BlockWork) -> int:
@@ -27,7 +27,7 @@ def instrument_attention(work: BlockWork) -> int:
     weighted = work.recipe.prompt is not None
     if scored is None and not weighted:
         return 0
-    attentions = [_attention(work, place) for place in work.attention_places]
+    attentions = [work.site_at(place) for place in work.attention_places]
     if scored is not None:
         if not attentions:
             raise SiteError(
@@ -48,13 +48,6 @@ def _scored_plan(work: BlockWork) -> fx.Node | None:
     if not work.merges or not work.stage.method.reads_attention():  # type: ignore[union-attr]
         return None
     return next(iter(work.calls(ops.plan_tokens)), None)
-
-
-def _attention(work: BlockWork, place: SitePlace) -> Site:
-    spec = work.recipe.sites[place.site_index]
-    if spec.id in work.sites:
-        return work.sites[spec.id]
-    return locate(work.graph, work.block, spec, place.local, place.path)
 
 
 def _instrument(work: BlockWork, site: Site, plan: fx.Node | None, weighted: bool) -> None:

@@ -1,4 +1,7 @@
-"""Share plans: all sites of a block use the plan of the first, and merge an input only once."""
+"""Share plans: all sites of a block use the plan of the first, and merge an input only once.
+
+Where a span begins or goes on, its own plan is one, and the plan that sites inside of it share is another.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,22 @@ from collections.abc import Callable
 from torch import fx
 
 from sdtm_fx.rewriting.work import BlockWork, Pass
-from sdtm_fx.runtime import ops
+from sdtm_fx.runtime import ops, stack_ops
 
 
 def share_plans(work: BlockWork) -> int:
-    """Drop every plan but the block's first; returns how many were dropped."""
-    plans = work.calls(ops.plan_tokens)
-    for plan in plans[1:]:
-        plan.replace_all_uses_with(plans[0])
-        work.graph.erase_node(plan)
+    """Drop every plan but the block's first, of each kind; returns how many were dropped."""
+    dropped = 0
+    for kind in (ops.plan_tokens, stack_ops.plan_slots):
+        plans = work.calls(kind)
+        for plan in plans[1:]:
+            plan.replace_all_uses_with(plans[0])
+            work.graph.erase_node(plan)
+            dropped += 1
     for function in (ops.after_prefix, ops.merge_tokens):
         _merge_equal_calls(work, function)
     work.drop_unused()
-    return max(0, len(plans) - 1)
+    return dropped
 
 
 def _merge_equal_calls(work: BlockWork, function: Callable[..., object]) -> None:

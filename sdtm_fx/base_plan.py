@@ -115,6 +115,16 @@ class Plan(ABC):
         """Return all that a plan of these sizes holds; the first axis of each is P."""
         return tuple(getattr(self, name) for name in self.names())
 
+    def prepared(self: AnyPlan, dtype: torch.dtype) -> AnyPlan:
+        """Return the plan with all that its merges and unmerges of one call would each make anew.
+
+        What they compute stays the same, bit for bit. `tensors()` are those that a plan has without it.
+
+        Args:
+            dtype: Of the features.
+        """
+        return self
+
     def reduced_by(self: AnyPlan, reduce: Reduce | None) -> AnyPlan:
         """Return the plan with another reduction; None leaves it as it is.
 

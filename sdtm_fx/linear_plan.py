@@ -40,6 +40,7 @@ class LinearPlan(Plan):
         regions: The regions.
         rows: Which rows of A exist: some regions may have one slot less.
         prefix: Number of leading tokens that stay as they are.
+        ways: [P, R, d, K] each, what `merge` and `unmerge` multiply features of their dtype by; None: not prepared.
     """
 
     weights: Tensor
@@ -50,6 +51,7 @@ class LinearPlan(Plan):
     regions: Regions
     rows: ShortRows
     prefix: int = 0
+    ways: tuple[Tensor, Tensor] | None = None
 
     @property
     def tokens(self) -> int:
@@ -95,7 +97,7 @@ class LinearPlan(Plan):
         """
         self._check(x, self.tokens, "merge")
         image = x[:, self.prefix :]
-        rows = _product(self.weights / self.mass[..., None], self.regions.split(image))
+        rows = _product(self._way_in(x.dtype), self.regions.split(image))
         parts = [x[:, : self.prefix], self.rows.pack(rows), self.regions.rest(image)]
         return _joined(parts)
 
@@ -113,9 +115,12 @@ class LinearPlan(Plan):
         """
         self._check(y, self.kept, "unmerge")
         end = self.prefix + self.rows.number
-        matrix = self.weights if self.inverse is None else self.inverse
-        inside = _product(matrix.mT, self.rows.unpack(y[:, self.prefix : end]))
+        inside = _product(self._way_out(y.dtype).mT, self.rows.unpack(y[:, self.prefix : end]))
         return _joined([y[:, : self.prefix], self.regions.join(inside, y[:, end:])])
+
+    def prepared(self, dtype: torch.dtype) -> LinearPlan:
+        """Return the plan with its weights divided by their mass, and cast, once for all merges of a call."""
+        return replace(self, ways=(self._way_in(dtype), self._way_out(dtype)))
 
     def after_prefix(self, length: int) -> LinearPlan:
         """Return this plan behind `length` leading tokens that stay as they are.
@@ -140,8 +145,25 @@ class LinearPlan(Plan):
         """Return the plan with other tensors, in the order of `tensors()`."""
         weights, mass, positions, *inverse = tensors
         return replace(
-            self, weights=weights, mass=mass, positions=positions, inverse=inverse[0] if inverse else None
+            self,
+            weights=weights,
+            mass=mass,
+            positions=positions,
+            inverse=inverse[0] if inverse else None,
+            ways=None,
         )
+
+    def _way_in(self, dtype: torch.dtype) -> Tensor:
+        """Ã, in a dtype."""
+        if self.ways is not None and self.ways[0].dtype == dtype:
+            return self.ways[0]
+        return (self.weights / self.mass[..., None]).to(dtype)
+
+    def _way_out(self, dtype: torch.dtype) -> Tensor:
+        """The transpose of what unmerges, in a dtype."""
+        if self.ways is not None and self.ways[1].dtype == dtype:
+            return self.ways[1]
+        return (self.weights if self.inverse is None else self.inverse).to(dtype)
 
     def _in_raster_order(self, inside: Tensor, others: Tensor) -> Tensor:
         """Lay values of tokens in regions, [P, R, K], out as [P, N].
@@ -210,9 +232,9 @@ def _inverse(merging: Tensor) -> Tensor:
 
 
 def _product(matrix: Tensor, rows: Tensor) -> Tensor:
-    """[P, R, a, b] times [B, R, b, D], in the dtype of the latter."""
+    """[P, R, a, b] times [B, R, b, D]."""
     with without_autocast(rows.device):
-        return matrix.to(rows.dtype) @ rows
+        return matrix @ rows
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

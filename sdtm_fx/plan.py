@@ -30,6 +30,7 @@ class MergePlan(Plan):
         kept: M, the number of slots.
         uniform: (a, g) when the first `a` slots hold one token and all others hold `g`; else None.
         reduce: What becomes of the tokens of a slot.
+        stands_for: [P, N] int64, how many tokens each of the N stands for itself, where merges are stacked; None: one.
     """
 
     assign: Tensor
@@ -39,6 +40,7 @@ class MergePlan(Plan):
     kept: int
     uniform: tuple[int, int] | None = None
     reduce: Reduce = "mean"
+    stands_for: Tensor | None = None
 
     @property
     def tokens(self) -> int:
@@ -56,25 +58,37 @@ class MergePlan(Plan):
         return 0
 
     @property
+    def members(self) -> Tensor:
+        """[P, M] int64, how many of the N tokens each slot holds."""
+        return self._ends - self.starts
+
+    @property
     def sizes(self) -> Tensor:
-        """[P, M] int64, the number of tokens in each slot."""
+        """[P, M] int64, the number of tokens that each slot stands for: `members`, unless merges are stacked."""
+        if self.stands_for is None:
+            return self.members
+        before = functional.pad(self.stands_for.gather(1, self.order).cumsum(1), (1, 0))
+        return before.gather(1, self._ends) - before.gather(1, self.starts)
+
+    @property
+    def _ends(self) -> Tensor:
         end = torch.full_like(self.starts[:, :1], self.tokens)
-        return torch.cat([self.starts[:, 1:], end], dim=1) - self.starts
+        return torch.cat([self.starts[:, 1:], end], dim=1)
 
     @property
     def merged_mask(self) -> Tensor:
         """[P, N] bool, the tokens that share their slot with others."""
         if self.uniform is not None:
             return self.assign >= self.uniform[0]
-        return (self.sizes > 1).gather(1, self.assign)
+        return (self.members > 1).gather(1, self.assign)
 
     def merge(self, x: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return one token per slot, made as `reduce` says: the mean by default.
 
         Args:
             x: [B, N, D] float.
-            weights: [B, N] float, how much each token counts in the mean: how many it stands for itself, where
-                merges are stacked. Every slot has some weight.
+            weights: [B, N] float, how much each token counts in the mean; absent: `stands_for`, or the same for
+                all. Every slot has some weight.
 
         Returns:
             [B, M, D] in the dtype of `x`, accumulated in float32.
@@ -114,14 +128,17 @@ class MergePlan(Plan):
         """
         lead = torch.arange(length, device=self.assign.device).expand(self.assign.shape[0], length)
         alone, group = self.uniform if self.uniform is not None else (0, 0)
-        return MergePlan(
+        return replace(
+            self,
             assign=torch.cat([lead, self.assign + length], dim=1),
             positions=torch.cat([lead, self.positions + length], dim=1),
             order=torch.cat([lead, self.order + length], dim=1),
             starts=torch.cat([lead, self.starts + length], dim=1),
             kept=self.kept + length,
             uniform=None if self.uniform is None else (alone + length, group),
-            reduce=self.reduce,
+            stands_for=None
+            if self.stands_for is None
+            else torch.cat([torch.ones_like(lead), self.stands_for], dim=1),
         )
 
     def reduced_by(self, reduce: Reduce | None) -> MergePlan:
@@ -130,14 +147,25 @@ class MergePlan(Plan):
 
     def names(self) -> tuple[str, ...]:
         """Return what the tensors are called, in the order of `tensors()`."""
-        return "assign", "positions", "order", "starts"
+        names = ("assign", "positions", "order", "starts")
+        return names if self.stands_for is None else (*names, "stands_for")
 
     def with_tensors(self, tensors: Iterable[Tensor]) -> MergePlan:
         """Return the plan with other tensors, in the order of `tensors()`."""
-        assign, positions, order, starts = tensors
-        return replace(self, assign=assign, positions=positions, order=order, starts=starts)
+        assign, positions, order, starts, *more = tensors
+        stands_for = more[0] if more else None
+        return replace(
+            self, assign=assign, positions=positions, order=order, starts=starts, stands_for=stands_for
+        )
 
     def _mean(self, x: Tensor) -> Tensor:
+        """The mean of the tokens that each slot stands for."""
+        if self.stands_for is None:
+            return self._plain_mean(x)
+        means = self._weighted_mean(x, self.stands_for.expand(x.shape[0], -1))
+        return self._where_several(means, x)
+
+    def _plain_mean(self, x: Tensor) -> Tensor:
         if self.uniform is not None and torch.compiler.is_compiling():
             return self._merge_windows(x, *self.uniform)
         if x.dtype == torch.float16 and x.device.type == "cpu":
@@ -149,8 +177,11 @@ class MergePlan(Plan):
         values = x.float()
         norms = torch.linalg.vector_norm(values, dim=-1, keepdim=True)
         longer = lengthen(self._mean(values), self._bags(norms, "max")[..., 0])
-        # A slot of one token holds that token, to the last bit.
-        return torch.where((self.sizes > 1)[..., None], longer.to(x.dtype), take_rows(x, self.positions))
+        return self._where_several(longer.to(x.dtype), x)
+
+    def _where_several(self, reduced: Tensor, x: Tensor) -> Tensor:
+        """What slots of several tokens were reduced to; a slot of one holds that token, to the last bit."""
+        return torch.where((self.members > 1)[..., None], reduced, take_rows(x, self.positions))
 
     def _weighted(self, x: Tensor, weights: Tensor) -> Tensor:
         if self.reduce != "mean" or weights.shape != x.shape[:2]:
@@ -158,9 +189,12 @@ class MergePlan(Plan):
                 f"merge: found weights of shape {tuple(weights.shape)} for {self.reduce!r}; accepted "
                 f"{list(x.shape[:2])}, one per token, where the mean is taken"
             )
+        return self._weighted_mean(x, weights)
+
+    def _weighted_mean(self, x: Tensor, weights: Tensor) -> Tensor:
         column = weights.float()[..., None]
         # The mean of both, and not the sum: the size of a slot cancels out.
-        return (self._mean(x.float() * column) / self._mean(column)).to(x.dtype)
+        return (self._plain_mean(x.float() * column) / self._plain_mean(column)).to(x.dtype)
 
     def _bags(self, x: Tensor, mode: str) -> Tensor:
         """[B, N, D] to [B, M, D], in one kernel.

@@ -13,6 +13,7 @@ from sdtm_fx.clock_sources import ManualSteps
 from sdtm_fx.errors import RewriteError
 from sdtm_fx.recipe.load import load_recipe
 from sdtm_fx.recipe.schema import Recipe
+from sdtm_fx.rewriting.guided import check_pipeline
 from sdtm_fx.rewriting.prepare import prepare
 from sdtm_fx.rewriting.rewriting import Rewriting, rewriting_of
 
@@ -36,7 +37,8 @@ def rewrite(target: Target, recipe: RecipeSource, *, example: Mapping[str, Any] 
 
     Raises:
         RecipeError: The recipe is not valid.
-        RewriteError: The recipe is not for this model, or the model is compiled already.
+        RewriteError: The recipe is not for this model, the model is compiled already, or a method compares guidance
+            halves that the target never stacks.
         NothingMatched: A site of the recipe matches no module.
         SiteError: A site is not what the recipe says.
         CaptureError: The model cannot be traced.
@@ -44,6 +46,7 @@ def rewrite(target: Target, recipe: RecipeSource, *, example: Mapping[str, Any] 
     """
     parsed = load_recipe(recipe)
     models = _denoisers(target, parsed)
+    check_pipeline(parsed, target)
     plans = [(model, prepare(model, parsed, example)) for model in models]
     replaced = [rewriting for model in models if (rewriting := rewriting_of(model)) is not None]
     with contextlib.ExitStack() as undo:

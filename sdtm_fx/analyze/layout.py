@@ -153,20 +153,21 @@ def _denoiser(modules: Mapping[str, nn.Module], recipe: Recipe, target: Any) -> 
 
 
 def _best(modules: Mapping[str, nn.Module], target: Any) -> tuple[nn.Module, Recipe]:
-    best: tuple[tuple[int, bool, bool], nn.Module, Recipe] | None = None
-    for name in list_recipes():
-        recipe = load_recipe(name)
+    best: tuple[tuple[int, bool], nn.Module, Recipe] | None = None
+    # Recipes in folders follow publications, with the sites of those outside.
+    named = [load_recipe(name) for name in list_recipes() if "/" not in name]
+    for recipe in named:
         for model in modules.values():
             if not _is_for(recipe, model):
                 continue
             matched = _matched(model, _any_depth(recipe))
             if not matched:
                 continue
-            rank = (matched, matched == _matched(model, recipe), not name.startswith("paper/"))
+            rank = (matched, matched == _matched(model, recipe))
             if best is None or rank > best[0]:
                 best = rank, model, recipe
     if best is None:
-        known = sorted({kind for name in list_recipes() for kind in load_recipe(name).model})
+        known = sorted({kind for recipe in named for kind in recipe.model})
         raise SdtmFxError(
             f"analyze: no shipped recipe matches {type(target).__name__} ({_listed(modules)}); there are recipes "
             f"for {', '.join(known)}; write one for this model and name it with `recipe`"

@@ -11,10 +11,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from sdtm_fx.rewriting.rewriting import Rewriting
-from sdtm_fx.runtime import ops, rotary_ops, span_ops
+from sdtm_fx.runtime import ops, rotary_ops, span_ops, stack_ops
 
 _PARTS: dict[Callable[..., Any], str] = {
     ops.plan_tokens: "plan",
+    stack_ops.plan_slots: "plan",
     ops.after_prefix: "plan",
     ops.merge_tokens: "merge",
     rotary_ops.gather_rotary: "merge",

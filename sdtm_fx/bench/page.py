@@ -6,11 +6,11 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from sdtm_fx.bench.compare import Contender
 from sdtm_fx.bench.report import CONTENDER_COLUMNS, contender_cells
-from sdtm_fx.errors import SdtmFxError
+from sdtm_fx.records import read_record
 
 
 class ComparisonData(BaseModel):
@@ -45,15 +45,7 @@ def read_comparison(path: Path) -> ComparisonData:
     Raises:
         SdtmFxError: There is no such file, or it holds something else.
     """
-    try:
-        return ComparisonData.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise SdtmFxError(f"{path}: found no readable file ({error.strerror})") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the file"
-        accepted = "what `sdtm-fx bench --compare` of this version writes"
-        raise SdtmFxError(f"{path}: {place}: {first['msg']}; accepted: {accepted}") from error
+    return read_record(ComparisonData, path, "what `sdtm-fx bench --compare` of this version writes")
 
 
 def comparison_section(found: ComparisonData) -> str:

@@ -33,7 +33,8 @@ def example_size(recipe: Recipe) -> ExampleSize:
     windows = [w for w in (getattr(stage.method, "window", None) for stage in recipe.stages) if w is not None]
     height = max([4, *(2 * w[0] for w in windows)])
     width = max([4, *(2 * w[1] for w in windows)])
-    return ExampleSize(grid=(2 * height, 2 * width - 2))
+    coarsest = max(site.downsample for site in recipe.sites)  # has room for them too
+    return ExampleSize(grid=(2 * height * coarsest, (2 * width - 2) * coarsest))
 
 
 def example_call(model: torch.nn.Module, recipe: Recipe, size: ExampleSize) -> dict[str, Any]:
@@ -63,7 +64,11 @@ def example_call(model: torch.nn.Module, recipe: Recipe, size: ExampleSize) -> d
         if spec.when is not None and not config.get(spec.when):
             continue
         shape = _shape(name, spec, _sizes(recipe, size), config, type(model).__name__)
-        call[name] = _fill(spec, shape, size, tensor)
+        *outer, key = name.split(".")
+        owner = call
+        for argument in outer:
+            owner = owner.setdefault(argument, {})
+        owner[key] = _fill(spec, shape, size, tensor)
     if hasattr(model, "config"):
         call["return_dict"] = False
     return call

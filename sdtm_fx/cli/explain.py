@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,8 +14,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from sdtm_fx.recipe import Recipe
-
-_TOYS = ("toy-sd3", "toy-flux")
 
 
 def explain(
@@ -40,17 +37,17 @@ def explain(
 ) -> None:
     """Say what a recipe merges where, and the MACs, on a model that is never loaded."""
     import sdtm_fx
-    from sdtm_fx.bench.configs import MODELS
     from sdtm_fx.explaining.render import render
+    from sdtm_fx.explaining.shapes import PUBLISHED, build_shape, shape_of
 
     parsed = sdtm_fx.load_recipe(recipe)
-    name = None if config is not None else model or _shape_for(parsed.name)
+    name = None if config is not None else model or shape_of(parsed.name)
     if config is not None:
         built = _from_config(config)
     else:
         assert name is not None
-        built = _on_meta(name)
-        published = MODELS.get(name)
+        built = build_shape(name)
+        published = PUBLISHED.get(name)
         if published is not None:
             batch, text = batch or published.halves, text or published.text
     if dtype is not None:
@@ -78,44 +75,6 @@ def _dtype(name: str) -> torch.dtype:
     return known[name]
 
 
-def _shape_for(recipe: str) -> str:
-    """The published shape whose name shares the longest beginning with the recipe's."""
-    from sdtm_fx.bench.configs import MODELS
-    from sdtm_fx.errors import RewriteError
-
-    known = (*MODELS, *_TOYS)
-    base = recipe.rpartition("/")[2]
-    best = max(known, key=lambda name: _shared(name, base))
-    if _shared(best, base) < 3:
-        raise RewriteError(
-            f"no published shape for recipe {recipe!r}; give --model ({', '.join(known)}) or --config"
-        )
-    return best
-
-
-def _shared(left: str, right: str) -> int:
-    """Number of characters with which both begin."""
-    same = (a == b for a, b in zip(left, right, strict=False))
-    return sum(itertools.takewhile(bool, same))
-
-
-def _on_meta(name: str) -> nn.Module:
-    import torch
-
-    from sdtm_fx.bench.configs import MODELS
-    from sdtm_fx.errors import RewriteError, nearest
-    from sdtm_fx.toy.flux import build_flux
-    from sdtm_fx.toy.sd3 import build_sd3
-
-    known = (*MODELS, *_TOYS)
-    if name not in known:
-        raise RewriteError(f"no shape {name!r}{nearest(name, known)}; accepted: {', '.join(known)}")
-    if name in _TOYS:
-        return build_sd3() if name == "toy-sd3" else build_flux()
-    with torch.device("meta"):
-        return MODELS[name].build(**MODELS[name].config)
-
-
 def _from_config(path: Path) -> nn.Module:
     """Build the class that a diffusers config names, on meta."""
     import diffusers
@@ -141,4 +100,6 @@ def _from_config(path: Path) -> nn.Module:
 
 def _fit(recipe: Recipe, name: str | None) -> Recipe:
     """Lift the counts of the recipe where the shape is not the one it was written for."""
-    return recipe.override({"sites.*.expect": None}) if name in _TOYS else recipe
+    from sdtm_fx.explaining.shapes import TOYS
+
+    return recipe.override({"sites.*.expect": None}) if name in TOYS else recipe

@@ -1,4 +1,4 @@
-"""`sdtm-fx recipes`: list, show, validate, and the JSON Schema for editors."""
+"""`sdtm-fx recipes`: list, show, validate, the JSON Schema for editors, and what recipes after papers cost."""
 
 from __future__ import annotations
 
@@ -60,3 +60,22 @@ def schema() -> None:
     from sdtm_fx.recipe import json_schema
 
     typer.echo(json.dumps(json_schema(), indent=2))
+
+
+@recipes.command()
+def budgets(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Recipes; by default all that follow publications.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write; absent: standard output.", show_default=False)
+    ] = None,
+) -> None:
+    """Write what the recipes that follow publications cost, beside what their sources say, in Markdown."""
+    from sdtm_fx.explaining.budgets_page import budgets_page, choose_rows
+
+    text = budgets_page(choose_rows(names or ()))
+    if out is None:
+        typer.echo(text, nl=False)
+    else:
+        out.write_text(text, encoding="utf-8")

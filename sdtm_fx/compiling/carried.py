@@ -9,7 +9,8 @@ import torch
 
 from sdtm_fx.base_plan import Plan
 from sdtm_fx.runtime.call import Call
-from sdtm_fx.runtime.state import BranchState, Feature
+from sdtm_fx.runtime.feature import Feature
+from sdtm_fx.runtime.state import BranchState
 
 FeatureKey = tuple[int, str]
 
@@ -26,10 +27,11 @@ def state_tensors(call: Call, features: Sequence[FeatureKey]) -> dict[str, torch
     if variant is None:
         return tensors
     for index, name in features:
-        feature = state.features[index, name]
-        tensors[f"feature.{index}.{name}.newer"] = feature.newer
-        if feature.older is not None and variant.refresh is None:
-            tensors[f"feature.{index}.{name}.older"] = feature.older
+        for part, tensor in state.features[index, name].tensors().items():
+            if variant.refresh is None or part.startswith("newer"):  # a refresh shifts before it runs
+                tensors[f"feature.{index}.{name}.{part}"] = tensor
+    if call.dates_tokens and features and state.now is not None:
+        tensors["now"] = state.now
     # By what the phase reads, not by what is there: a second generation finds the tensors of the first.
     if variant.stage is not None:
         if call.reads("ages"):
@@ -55,7 +57,8 @@ def call_with(call: Call, tensors: Mapping[str, torch.Tensor], features: Sequenc
     """
     pairs = {
         (index, name): Feature(
-            tensors[f"feature.{index}.{name}.newer"], tensors.get(f"feature.{index}.{name}.older")
+            tensors[f"feature.{index}.{name}.newer"],
+            *(tensors.get(f"feature.{index}.{name}.{part}") for part in ("older", "newer_at", "older_at")),
         )
         for index, name in features
         if call.variant is not None
@@ -70,6 +73,7 @@ def call_with(call: Call, tensors: Mapping[str, torch.Tensor], features: Sequenc
         },
         features=pairs,
         slope=tensors.get("slope"),
+        now=tensors.get("now"),
         importance=tensors.get("importance"),
     )
     return replace(call, state=state, salt=tensors.get("salt"), prompt_bias=tensors.get("prompt_bias"))

@@ -97,6 +97,7 @@ def export(
         processor=processor(device),
         files={name: (folder / name).stat().st_size for name in written},
         scales=dict(runtime.layers.scales),
+        levels=dict(runtime.layers.levels),
     ).save(folder)
     return folder
 
@@ -173,7 +174,7 @@ class _Exporter(WholeExecutor):
                 phase, (phase.tensors, state_tensors(phase.call, phase.features)), strict=False
             )
         finally:
-            runtime.call, runtime.planned = call, {}
+            runtime.call, runtime.planned, runtime.spans = call, {}, {}
         torch._inductor.aoti_compile_and_package(
             program,
             package_path=str(self.folder / file),

@@ -13,7 +13,8 @@ from sdtm_fx.capture.hooked import hooks_bypassed
 from sdtm_fx.capture.stand_ins import weights_in_place
 from sdtm_fx.rewriting.programs import Program
 from sdtm_fx.runtime.call import BlockContext, Call
-from sdtm_fx.runtime.state import BranchState, Feature
+from sdtm_fx.runtime.feature import Feature
+from sdtm_fx.runtime.state import BranchState
 
 Shapes = dict[str, tuple[torch.Size, torch.dtype, torch.device]]
 
@@ -56,13 +57,11 @@ class FeatureLayout:
             state.unsettled.append(feature)
 
     def _empty(self, call: Call, shape: tuple[torch.Size, torch.dtype, torch.device]) -> Feature:
-        size, dtype, device = shape
-        with torch.inference_mode(False):
-            newer, older = (torch.zeros(size, dtype=dtype, device=device) for _ in range(2))
+        feature = Feature.empty(*shape, call.forecast_order, call.dates_tokens)
         if self._fixed:
-            for tensor in (newer, older):
+            for tensor in feature.tensors().values():
                 torch._dynamo.mark_static_address(tensor, guard=False)
-        return Feature(newer, older if call.forecast_order == 1 else None)
+        return feature
 
     def _shapes(self, call: Call, block: torch.nn.Module, program: Program, leaves: list[Leaf]) -> Shapes:
         sizes = tuple(_traits(v) if isinstance(v, torch.Tensor) else type(v) for v in leaves)
@@ -88,5 +87,6 @@ def _stored_shapes(call: Call, block: torch.nn.Module, program: Program, leaves:
     assert call.variant is not None
     function = program.functions[call.variant]
     with torch.no_grad(), hooks_bypassed(block), mode, weights_in_place(block, fakes):
+        state.now = torch.zeros(())
         function(block, BlockContext(replace(call, state=state), 0, {}), *fakes)
     return {name: _traits(feature.newer) for (_, name), feature in state.features.items()}

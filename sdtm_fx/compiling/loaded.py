@@ -23,9 +23,9 @@ from sdtm_fx.layer_rates import LayerRates
 from sdtm_fx.phase import Schedule
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.runtime.call import Call
+from sdtm_fx.runtime.feature import Feature
 from sdtm_fx.runtime.runtime import Runtime
 from sdtm_fx.runtime.schedules import CallSize
-from sdtm_fx.runtime.state import Feature
 
 
 def load(path: str | Path) -> PackagedModel:
@@ -90,7 +90,7 @@ class PackagedModel(torch.nn.Module):
         recipe = Recipe.from_yaml_text(manifest.recipe, "recipe of the package")
         signature = Signature(manifest.names, manifest.defaults, open_ended=False)
         schedules = _PackagedSchedules(manifest.sizes)
-        layers = LayerRates(manifest.scales, round_to=recipe.plan.round_to)
+        layers = LayerRates(manifest.scales, round_to=recipe.plan.round_to, levels=manifest.levels)
         self._runtime = Runtime(recipe, Clock(), signature, schedules, manifest.groups, layers, static=True)
         self._folder = folder
         self._weights = torch.load(folder / WEIGHTS, map_location=manifest.device, weights_only=True)
@@ -166,12 +166,14 @@ class PackagedModel(torch.nn.Module):
             if key in call.state.features:
                 continue
             shape, dtype = size.shapes[key]
-            newer, older = (
-                torch.zeros(shape, dtype=getattr(torch, dtype.removeprefix("torch.")), device=self.device)
-                for _ in range(2)
-            )
             spare = call.state.spare.pop(key, None)
-            feature = spare or Feature(newer, older if call.forecast_order == 1 else None)
+            feature = spare or Feature.empty(
+                torch.Size(shape),
+                getattr(torch, dtype.removeprefix("torch.")),
+                self.device,
+                call.forecast_order,
+                call.dates_tokens,
+            )
             call.state.features[key] = feature
             call.state.unsettled.append(feature)
 

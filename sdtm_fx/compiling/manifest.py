@@ -83,6 +83,7 @@ class Manifest:
         processor: What the code was compiled for: the GPU's architecture, or the vector instructions of the CPU.
         files: Bytes of every file beside the manifest, by name.
         scales: Part of a phase's count that blocks remove, by number, where the recipe says so.
+        levels: Side of the tokens of blocks over that of the grid's, by number, where it is not 1.
     """
 
     model: str
@@ -98,6 +99,7 @@ class Manifest:
     processor: str
     files: dict[str, int]
     scales: dict[int, float] = field(default_factory=dict)
+    levels: dict[int, int] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
         """Write the manifest into the folder."""
@@ -145,7 +147,8 @@ class Manifest:
             )
         _check_files(folder, data["files"])
         data["sizes"] = tuple(_size(size) for size in data["sizes"])
-        data["scales"] = {int(block): scale for block, scale in data.get("scales", {}).items()}
+        for key in ("scales", "levels"):
+            data[key] = {int(block): value for block, value in data.get(key, {}).items()}
         return Manifest(**{**data, "names": tuple(data["names"]), "groups": tuple(data["groups"])})
 
 

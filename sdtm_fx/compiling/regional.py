@@ -12,8 +12,9 @@ from sdtm_fx.capture.arguments import Leaf
 from sdtm_fx.compiling.features import FeatureLayout
 from sdtm_fx.compiling.phases import PhaseKey, own_code
 from sdtm_fx.rewriting.programs import Program
+from sdtm_fx.rewriting.spans import SpanPlace, active_span
 from sdtm_fx.runtime.binding import BlockBinding
-from sdtm_fx.runtime.call import BlockContext, Call
+from sdtm_fx.runtime.call import BlockContext, Call, PlanKey
 from sdtm_fx.runtime.state import BranchState
 
 
@@ -51,7 +52,9 @@ class RegionalExecutor:
         assert call.variant is not None
         self.layout.lay_out(call, binding.index, block, program, leaves)
         runtime, group = binding.runtime, binding.index // call.every_layers
-        planned = {0: runtime.planned[group]} if group in runtime.planned else {}
+        place = active_span(binding.cache.recipe, binding.spans, call.variant)
+        own_keys = _plan_keys(group, place)
+        planned = {mine: runtime.planned[its] for mine, its in own_keys.items() if its in runtime.planned}
         local = _local_state(call, binding.index, group, program.features.get(call.variant, frozenset()))
         spans = dict(runtime.spans)
         seen = BlockContext(call, binding.index, planned)
@@ -68,12 +71,11 @@ class RegionalExecutor:
         context = BlockContext(own, 0, planned, self._draw(group, leaves), spans)
         key = PhaseKey.of(own)
         label = key.label(binding.cache.recipe)
-        situation = (key, own.reduce, bool(planned), tuple(spans), _layouts(leaves))
+        situation = (key, own.reduce, tuple(planned), tuple(spans), _layouts(leaves))
         compiled = self._compiled(function, situation, label)
         output = compiled(block, context, *leaves)
         runtime.spans = spans
-        if 0 in planned:
-            runtime.planned[group] = planned[0]
+        runtime.planned.update((own_keys[mine], plan) for mine, plan in planned.items())
         if 0 in local.above:
             call.state.above[group] = local.above[0]
         return output
@@ -93,6 +95,12 @@ class RegionalExecutor:
         return self.draws[group, device]
 
 
+def _plan_keys(group: int, place: SpanPlace | None) -> dict[PlanKey, PlanKey]:
+    """What the plans of a block are known by: to its graph, which takes itself for the first block, and to the call."""
+    keys: dict[PlanKey, PlanKey] = {0: group}
+    return keys if place is None else {**keys, (0, 0): (place.entry, group)}
+
+
 def _layouts(leaves: list[Leaf]) -> tuple[bool, ...]:
     """Which arguments are views with gaps: the first FLUX single block gets whole tensors, the others slices."""
     return tuple(v.is_contiguous() for v in leaves if isinstance(v, torch.Tensor))
@@ -107,5 +115,6 @@ def _local_state(call: Call, index: int, group: int, names: frozenset[str]) -> B
         plans={0: state.plans[group]} if group in state.plans else {},
         features={(0, name): state.features[index, name] for name in sorted(names)},
         slope=state.slope,
+        now=state.now,
         importance=state.importance if call.reads("importance") else None,
     )

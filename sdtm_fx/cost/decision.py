@@ -23,7 +23,7 @@ class SiteVerdict:
         stage: Index of the stage.
         removed: Tokens removed at merged sites.
         block: Module path of the block.
-        site: Id of the site.
+        site: Id of the site, or of the span that the block is in.
         saved: Seconds per call that merging it is predicted to save, beside the sites that stay.
         spent: Seconds per call that it is predicted to cost: merge, unmerge, forecast, and the plan where no
             other site needs it.

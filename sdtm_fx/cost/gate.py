@@ -62,6 +62,17 @@ def best_offers(blocks: Sequence[Sequence[Offer]], plan: float) -> tuple[Offer, 
     return chosen if pays(chosen, plan) else (NOTHING,) * len(blocks)
 
 
+def together(blocks: Sequence[Sequence[Offer]], plan: float) -> tuple[Offer, ...]:
+    """Choose whether the blocks of a span merge, all of them or none; what costs exactly what it saves is kept.
+
+    Args:
+        blocks: For each block the one thing that it can do.
+        plan: Seconds that the plan takes.
+    """
+    chosen = tuple(offers[0] for offers in blocks)
+    return chosen if pays(chosen, plan) else (NOTHING,) * len(blocks)
+
+
 def pays(chosen: Sequence[Offer], plan: float) -> bool:
     """Whether what the blocks of a plan group win is at least the price of their plan."""
     return sum(offer.net for offer in chosen) >= (plan if any(offer.sites for offer in chosen) else 0.0)

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from sdtm_fx.cost.decision import GateDecision, GateSize, Level, SiteVerdict
 from sdtm_fx.cost.effort import Effort
-from sdtm_fx.cost.gate import NOTHING, Offer, best_offers, marginal, pays, subsets
+from sdtm_fx.cost.gate import NOTHING, Offer, best_offers, marginal, pays, subsets, together
 from sdtm_fx.cost.gate_schedule import drop_levels
+from sdtm_fx.cost.gate_units import Unit, stage_sites_in_span, units
 from sdtm_fx.cost.model import CostModel, MeasuredBlock, sites_of
 from sdtm_fx.cost.planning import plan_cost, plan_effort
 from sdtm_fx.cost.profile import DeviceProfile
@@ -63,19 +64,22 @@ class _Gate:
         self._per_channel: dict[tuple[int, int], int] = {}
 
     def decide(self) -> GateDecision:
-        groups = self._groups()
         for level in self.levels:
-            for blocks in groups:
-                offers = [list(self.offers(block, level).values()) for block in blocks]
-                chosen = best_offers(offers, self.plan(blocks[0], level))
-                for block, offer in zip(blocks, chosen, strict=True):
+            for unit in units(self.cost, level[0]):
+                offers = [list(self.offers(block, level).values()) for block in unit.blocks]
+                choose = together if unit.is_span else best_offers
+                chosen = choose(offers, self.plan(unit.blocks[0], level))
+                for block, offer in zip(unit.blocks, chosen, strict=True):
                     self._chosen[level, block.path] = offer
         if self.recipe.reuse is not None:
-            self._reconcile(groups)
+            self._reconcile(self._groups())
         return GateDecision(
             profile=self.profile,
             verdicts=tuple(
-                v for level in self.levels for blocks in groups for v in self._verdicts(level, blocks)
+                verdict
+                for level in self.levels
+                for unit in units(self.cost, level[0])
+                for verdict in self._verdicts(level, unit)
             ),
             schedule=self._gated_schedule(),
             merges={level: self._left_out(level) for level in self.levels},
@@ -116,8 +120,7 @@ class _Gate:
     def _own(self, block: MeasuredBlock, level: Level) -> int:
         """Tokens that a block removes in a phase."""
         stage, remove = level
-        tokens = self.size.grid[0] * self.size.grid[1]
-        return self.cost.layers.remove(block.index, remove, self.recipe.stages[stage].method, tokens)
+        return self.cost.layers.remove(block.index, remove, self.recipe.stages[stage].method, self.size.grid)
 
     def _macs_per_channel(self, stage: int, remove: int) -> int:
         """MACs of one merge, and of one unmerge, per channel and sample."""
@@ -182,9 +185,9 @@ class _Gate:
                 variant = Variant(stage=level[0], left_out=sites - offer.sites)
                 if not offer.sites or block.program.features.get(variant, frozenset()) <= stored:
                     continue
-                together = offers.get(kept & sites, NOTHING)
-                grows = may_grow and together.sites != offer.sites and together.net >= self.plan(block, level)
-                self._chosen[level, block.path] = together if grows else NOTHING
+                all_of = offers.get(kept & sites, NOTHING)
+                grows = may_grow and all_of.sites != offer.sites and all_of.net >= self.plan(block, level)
+                self._chosen[level, block.path] = all_of if grows else NOTHING
                 changed = True
         return changed
 
@@ -219,15 +222,18 @@ class _Gate:
         for block in self.cost.blocks:
             left_out = sites_of(self.recipe, stage, block) - self._chosen[level, block.path].sites
             if left_out:
+                # A block whose span is left out merges nothing at all.
+                left_out |= stage_sites_in_span(self.recipe, stage, block)
                 variants[block.path] = Variant(stage=stage, left_out=left_out)
         return variants
 
-    def _verdicts(self, level: Level, blocks: list[MeasuredBlock]) -> list[SiteVerdict]:
+    def _verdicts(self, level: Level, unit: Unit) -> list[SiteVerdict]:
         verdicts = []
-        for block in blocks:
+        for block in unit.blocks:
             chosen, offers = self._chosen[level, block.path], self.offers(block, level)
-            others = any(self._chosen[level, b.path].sites for b in blocks if b is not block)
-            plan = 0.0 if others else self.plan(block, level)
+            others = any(self._chosen[level, b.path].sites for b in unit.blocks if b is not block)
+            shares = block is not unit.blocks[0] if unit.is_span else others
+            plan = 0.0 if shares else self.plan(block, level)
             for site in (
                 s for s in self.recipe.stages[level[0]].sites if s in sites_of(self.recipe, level[0], block)
             ):

@@ -121,7 +121,7 @@ def measure_block(trial: Trial, text: int) -> BlockCost | None:
         # Products that merge and unmerge follow a law of their own; `moved` stands for them.
         moving = {n: Macs(0.0, float(trial.per_channel(n) * moved * batch)) for n in counted}
         besides = {n: scoring + macs for n, macs in moving.items()}
-        saving, sites = _of_merging(dense.products, counted, keyed, besides, batch, tokens, text)
+        saving, sites = saving_of_merging(dense.products, counted, keyed, besides, batch, tokens, text)
     else:
         (skipped,) = counted.values()
         left = functools.partial(_skipped, dense.products, skipped, batch, tokens, text)
@@ -130,7 +130,7 @@ def measure_block(trial: Trial, text: int) -> BlockCost | None:
     return BlockCost(saving, sites, width, whole, (tokens, text), extra, moved if method.merges else 0)
 
 
-def _of_merging(
+def saving_of_merging(
     dense: MacCounter,
     merged: dict[int, MacCounter],
     keyed: dict[str, Saving],

@@ -10,11 +10,14 @@ from torch._subclasses.fake_tensor import FakeTensor
 from sdtm_fx.base_plan import Plan
 from sdtm_fx.capture.arguments import Leaf
 from sdtm_fx.cost.effort import EffortCounter
+from sdtm_fx.methods.base import Method
 from sdtm_fx.phase import Phase
+from sdtm_fx.recipe.inside import InsideSpec
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewriting.programs import Program, dense_variant
-from sdtm_fx.rewriting.spans import active_span
-from sdtm_fx.runtime.call import BlockContext, Call, OpenSpan, Variant
+from sdtm_fx.rewriting.spans import active_span, sites_inside
+from sdtm_fx.runtime.call import BlockContext, Call, OpenSpan, PlanKey, Variant
+from sdtm_fx.runtime.inside import Inside, merging_inside
 from sdtm_fx.runtime.state import BranchState
 
 
@@ -53,9 +56,18 @@ class Trial:
         return next(v for v in self.leaves if isinstance(v, FakeTensor) and v.ndim == 3)
 
     @property
+    def inside_sites(self) -> frozenset[str]:
+        """Ids of the sites that the stage merges inside of a span that the block is in."""
+        place = active_span(self.recipe, self.program.spans, self.variant)
+        if place is None or not place.is_short(self.recipe.spans[place.span_index]):
+            return frozenset()
+        here = {self.recipe.sites[place.site_index].id for place in self.program.places}
+        return frozenset(sites_inside(self.recipe, self.stage)) & here
+
+    @property
     def merges_keys(self) -> bool:
         """Whether the stage merges keys alone somewhere in the block."""
-        wanted = set(self.recipe.stages[self.stage].sites) - self.left_out
+        wanted = (set(self.recipe.stages[self.stage].sites) | self.inside_sites) - self.left_out
         here = (self.recipe.sites[place.site_index] for place in self.program.places)
         return any(site.merge == "keys" and site.id in wanted for site in here)
 
@@ -64,19 +76,50 @@ class Trial:
         method = self.recipe.stages[self.stage].method
         if not method.merges:
             return (self.grid[0] * self.grid[1],)
-        units = method.capacity(self.grid) // method.quantum()
-        return tuple(sorted({max(1, units // 3) * method.quantum(), max(1, units) * method.quantum()}))
+        return _small_and_large(method, self.grid)
+
+    def counts_inside(self, slots: int) -> tuple[int, ...]:
+        """A small and a large number of a span's slots that sites inside can remove; none where there are too few."""
+        method, row = self._inside.method, (1, slots)
+        return _small_and_large(method, row) if method.capacity(row) else ()
 
     def run(self, batch: int) -> tuple[EffortCounter, EffortCounter, dict[int, EffortCounter]]:
         """Count the dense block, the one that stores features, and the merged one, the plan being given."""
-        state = BranchState(slope=torch.zeros((), device=self.sequence.device))
+        slope, now = (torch.zeros((), device=self.sequence.device) for _ in range(2))
+        state = BranchState(slope=slope, now=now)
         dense = self._count(None, 0, state, {})
         stored = self._count(self._refresh, 0, state, {})  # stores what the stage may forecast from
         merged = {n: self._count(self.variant, n, state, self._plan(n, batch)) for n in self.counts()}
         return dense, stored, merged
 
+    def count_inside(self, remove: int, further: int, batch: int) -> EffortCounter:
+        """Count the block inside of its span, plans being given.
+
+        Args:
+            remove: Tokens that the span removes.
+            further: Slots that sites inside remove, where they are not left out.
+            batch: Samples.
+        """
+        planned = self._plan(remove, batch)
+        if further:
+            method, slots = self._inside.method, self.grid[0] * self.grid[1] - remove
+            view = method.blank_view(self._rows(batch), (1, slots), 8)
+            with self.sequence.device:
+                planned[0, 0] = method.plan(view, further)
+        state = BranchState(slope=torch.zeros((), device=self.sequence.device))
+        return self._count(self.variant, remove, state, planned)
+
+    @property
+    def _inside(self) -> InsideSpec:
+        spec = merging_inside(self.recipe.stages[self.stage])
+        assert spec is not None, "asked of blocks that merge inside of spans alone"
+        return spec
+
+    def _rows(self, batch: int) -> int:
+        return 1 if "batch" in self.recipe.plan.share else batch
+
     def _count(
-        self, variant: Variant | None, remove: int, state: BranchState, planned: dict[int, object]
+        self, variant: Variant | None, remove: int, state: BranchState, planned: dict[PlanKey, object]
     ) -> EffortCounter:
         """Count one run, and what runs inside each site's module."""
         modules = {place.local: self.block.get_submodule(place.local) for place in self.program.places}
@@ -96,7 +139,7 @@ class Trial:
         with self.sequence.fake_mode:
             return self._make_plan(remove, 1).macs_per_channel
 
-    def _plan(self, remove: int, batch: int) -> dict[int, object]:
+    def _plan(self, remove: int, batch: int) -> dict[PlanKey, object]:
         """A plan that the block finds made already."""
         if not self.recipe.stages[self.stage].method.merges:
             return {}
@@ -104,11 +147,11 @@ class Trial:
 
     def _make_plan(self, remove: int, batch: int) -> Plan:
         method = self.recipe.stages[self.stage].method
-        rows = 1 if "batch" in self.recipe.plan.share else batch
         with self.sequence.device:
-            return method.plan(method.blank_view(rows, self.grid, 8), remove)
+            plan = method.plan(method.blank_view(self._rows(batch), self.grid, 8), remove)
+            return plan.prepared(self.sequence.dtype)
 
-    def _in_span(self, planned: dict[int, object]) -> tuple[list[Leaf], dict[str, OpenSpan]]:
+    def _in_span(self, planned: dict[PlanKey, object]) -> tuple[list[Leaf], dict[str, OpenSpan]]:
         """The arguments of a block inside a span, whose image tokens are merged, and the span that it is in."""
         place = active_span(self.recipe, self.program.spans, self.variant)
         plan = planned.get(0)
@@ -128,10 +171,16 @@ class Trial:
         return dense if dense.measure is not None else replace(dense, left_out=self.left_out)
 
 
+def _small_and_large(method: Method, grid: tuple[int, int]) -> tuple[int, ...]:
+    units = method.capacity(grid) // method.quantum()
+    return tuple(sorted({max(1, units // 3) * method.quantum(), max(1, units) * method.quantum()}))
+
+
 def model_call(
     recipe: Recipe, stage: int, variant: Variant, grid: tuple[int, int], remove: int, state: BranchState
 ) -> Call:
-    """A call of a model with one block and no generation around it."""
+    """A call of a model with one block and no generation around it; plans inside of spans are given."""
+    inside = merging_inside(recipe.stages[stage])
     return Call(
         variant=variant,
         phase=Phase(variant.stage, remove, refresh=variant.refresh is not None),
@@ -150,4 +199,6 @@ def model_call(
         salt=None,
         prompt_bias=torch.zeros(()),
         reduce=recipe.stages[stage].reduce,
+        inside=None if inside is None else Inside(inside.method, 0, inside.reduce),
+        updates_tokens=recipe.reuse is not None and recipe.reuse.update == "tokens",
     )

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from sdtm_fx.errors import SdtmFxError
 from sdtm_fx.evaluate.interval import Estimate
 from sdtm_fx.evaluate.report import FORMAT, as_text
+from sdtm_fx.records import read_record
 
 
 class _Read(BaseModel):
@@ -119,16 +119,7 @@ def read_evaluation(path: Path) -> EvaluationData:
     Raises:
         SdtmFxError: There is no such file, or it holds something else.
     """
-    try:
-        return EvaluationData.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise SdtmFxError(f"{path}: found no readable file ({error.strerror})") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the file"
-        raise SdtmFxError(
-            f"{path}: {place}: {first['msg']}; accepted: evaluation.json as `sdtm-fx eval` of this version writes it"
-        ) from error
+    return read_record(EvaluationData, path, "evaluation.json as `sdtm-fx eval` of this version writes it")
 
 
 def evaluation_section(found: EvaluationData) -> str:

@@ -94,7 +94,9 @@ class Costs:
         if not phase.remove or phase.stage is None:
             return 0.0
         method, size = self.model.recipe.stages[phase.stage].method, self.size
-        if self.model.layers.scales:  # rounded per layer, the cost is no polynomial
+        if (
+            self.model.layers.scales or self.model.layers.levels
+        ):  # rounded per layer, the cost is no polynomial
             return self._asked(phase, phase.remove, batch)
         key = (phase.stage, batch, phase.fresh_plan, phase.fresh_destinations)
         if key not in self._known:

@@ -11,14 +11,16 @@ from sdtm_fx.capture.blocks import capture_outer
 from sdtm_fx.capture.example import ExampleSize, example_call
 from sdtm_fx.cost.counter import MacCounter, Macs
 from sdtm_fx.cost.decision import GateDecision
+from sdtm_fx.cost.saving import Saving
 from sdtm_fx.explaining.render import render
 from sdtm_fx.explaining.report import Explanation, GatedSite, GateReport, PhaseReport, SiteReport
-from sdtm_fx.explaining.spans import short_span, span_reports
+from sdtm_fx.explaining.spans import removed_further, short_span, span_reports
 from sdtm_fx.phase import Phase, Schedule
+from sdtm_fx.recipe.schema import Recipe
+from sdtm_fx.recipe.tokens import LatentGrid
 from sdtm_fx.rewrite import rewritten_models
 from sdtm_fx.rewriting.programs import Program
 from sdtm_fx.rewriting.rewriting import Rewriting, rewriting_of
-from sdtm_fx.rewriting.spans import uses_spans
 from sdtm_fx.runtime.call import Variant
 from sdtm_fx.runtime.schedules import CallSize
 
@@ -56,7 +58,7 @@ def explain(
     size = ExampleSize(
         batch=batch or (last.batch if last else 1),
         text=text or (last.text if last else _DEFAULT_TEXT),
-        grid=grid or (last.grid if last else _native_grid(model)),
+        grid=grid or (last.grid if last else _native_grid(model, rewriting.recipe)),
     )
     explanation = _explain(model, rewriting, steps or (last.steps if last else _DEFAULT_STEPS), size)
     if not quiet:
@@ -64,10 +66,14 @@ def explain(
     return explanation
 
 
-def _native_grid(model: torch.nn.Module) -> tuple[int, int]:
-    config = getattr(model, "config", {})
-    side = config.get("sample_size", 128) // config.get("patch_size", 1) if config.get("sample_size") else 64
-    return side, side
+def _native_grid(model: torch.nn.Module, recipe: Recipe) -> tuple[int, int]:
+    layout, config = recipe.tokens.grid, getattr(model, "config", {})
+    latent = config.get("sample_size")
+    if not latent:
+        return 64, 64
+    patch = layout.patch if isinstance(layout, LatentGrid) else config.get("patch_size", 1)
+    height, width = (patch, patch) if isinstance(patch, int) else patch
+    return latent // height, latent // width
 
 
 def _explain(model: torch.nn.Module, rewriting: Rewriting, steps: int, size: ExampleSize) -> Explanation:
@@ -104,7 +110,7 @@ def _explain(model: torch.nn.Module, rewriting: Rewriting, steps: int, size: Exa
         dense=counter.macs,
         phases=tuple(phases),
         sites=tuple(_site_reports(rewriting, schedule, decision, size, counter.inside)),
-        spans=tuple(span_reports(rewriting, schedule)),
+        spans=tuple(span_reports(rewriting, schedule, decision, size.grid)),
         gate=_gate_report(rewriting, decision),
         notes=tuple(notes),
         state_bytes=rewriting.runtime.state.bytes(),
@@ -137,10 +143,11 @@ def _site_reports(
     reports = []
     for index, phase in enumerate(schedule.phases):
         for block in cost.blocks:
-            own = phase.remove
+            own, (height, width) = phase.remove, cost.layers.grid(block.index, size.grid)
+            tokens = height * width
             if phase.stage is not None:
                 method = recipe.stages[phase.stage].method
-                own = cost.layers.remove(block.index, own, method, schedule.tokens)
+                own = cost.layers.remove(block.index, own, method, size.grid)
             out = _left_out(decision, phase).get(block.path, frozenset())
             measured = None if phase.stage is None else cost.block_cost(block, phase.stage, out)
             for place in block.program.places:
@@ -151,20 +158,30 @@ def _site_reports(
                 removed = 0 if skipped else own
                 after: Macs | None = dense[path]
                 if removed and measured is not None:
-                    saving = measured.sites.get(place.local)
-                    saved = (
-                        None
-                        if saving is None
-                        else saving.at(schedule.tokens, size.text, removed) * size.batch
-                    )
-                    after = None if saved is None else dense[path] - saved
+                    after = _less(after, measured.sites.get(place.local), tokens, removed, size)
+                further = removed_further(rewriting, block.program, phase, spec.id, tokens)
+                if further and removed:
+                    assert phase.stage is not None
+                    inner = cost.inner_cost(block, phase.stage)
+                    saving = None if inner is None else inner.sites.get(place.local)
+                    after = _less(after, saving, tokens - removed, further, size)
+                    removed += further
                 reports.append(
                     SiteReport(
                         index, spec.id, spec.kind, path,
-                        schedule.tokens, schedule.tokens - removed, dense[path], after, skipped, spec.merge,
+                        tokens, tokens - removed, dense[path], after, skipped, spec.merge,
                     )
                 )  # fmt: skip
     return reports
+
+
+def _less(
+    macs: Macs | None, saving: Saving | None, tokens: int, removed: int, size: ExampleSize
+) -> Macs | None:
+    """What is left of MACs; None where it cannot be told."""
+    if macs is None or saving is None:
+        return None
+    return macs - saving.at(tokens, size.text, removed) * size.batch
 
 
 def _left_out(decision: GateDecision | None, phase: Phase) -> dict[str, frozenset[str]]:
@@ -179,8 +196,8 @@ def _gate_report(rewriting: Rewriting, decision: GateDecision | None) -> GateRep
     runtime, recipe = rewriting.runtime, rewriting.recipe
     if recipe.gate == "off":
         return GateReport(False, "off in the recipe")
-    if uses_spans(recipe):
-        return GateReport(False, "does not weigh spans: the recipe merges wherever it says")
+    if rewriting.schedules.cost.layers.levels:
+        return GateReport(False, "does not weigh sites on several grids: the recipe merges wherever it says")
     if decision is None:
         key = rewriting.schedules.device_key(runtime.device, runtime.static)
         return GateReport(
@@ -193,7 +210,14 @@ def _gate_report(rewriting: Rewriting, decision: GateDecision | None) -> GateRep
         for place in block.places
     }
     gone = [
-        GatedSite(recipe.stages[v.stage].name, v.removed, v.site, paths[v.block, v.site], v.saved, v.spent)
+        GatedSite(
+            recipe.stages[v.stage].name,
+            v.removed,
+            v.site,
+            paths.get((v.block, v.site), v.block),
+            v.saved,
+            v.spent,
+        )
         for v in decision.verdicts
         if not v.kept
     ]
@@ -206,12 +230,12 @@ def _why_skipped(
     if phase.stage is None:
         return "the step is dense"
     stage = rewriting.recipe.stages[phase.stage]
-    if short_span(rewriting.recipe, program, phase) is not None:
+    if short_span(rewriting.recipe, program, phase, left_out) is not None:
         return None
+    if site in left_out or short_span(rewriting.recipe, program, phase) is not None:
+        return "the cost gate left it out"
     if site not in stage.sites:
         return f"not a site of stage {stage.name}"
-    if site in left_out:
-        return "the cost gate left it out"
     if Variant(stage=phase.stage) not in program.functions:
         return "its block has no graph for this stage"
     return None

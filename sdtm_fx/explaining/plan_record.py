@@ -38,6 +38,8 @@ class SiteRecord:
             a plan that mixes slots (`toma`) it is the slot that a token gives most to. B is the batch of the call;
             where guidance stacks both halves, diffusers puts the negative one first.
         positions: [B, M] int32 on the CPU, the token whose position each slot has; None where `assign` is.
+        cached: Whether tokens at no slot's position were not computed and took a stored value (`token_cache`); `assign`
+            then says nothing about them.
     """
 
     generation: int
@@ -55,6 +57,7 @@ class SiteRecord:
     kept: int
     assign: Tensor | None = field(default=None, repr=False)
     positions: Tensor | None = field(default=None, repr=False)
+    cached: bool = False
 
     @property
     def tokens(self) -> int:
@@ -71,10 +74,12 @@ class SiteRecord:
 
     @property
     def merged_mask(self) -> Tensor | None:
-        """[B, N] bool, the tokens that share their slot with others; None where nothing was merged."""
+        """[B, N] bool, the tokens that share their slot with others, or were not computed; None without a plan."""
         sizes = self.sizes
-        if sizes is None or self.assign is None:
+        if sizes is None or self.assign is None or self.positions is None:
             return None
+        if self.cached:
+            return torch.ones_like(self.assign, dtype=torch.bool).scatter_(1, self.positions.long(), False)
         return (sizes > 1).gather(1, self.assign.long())
 
 

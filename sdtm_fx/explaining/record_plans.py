@@ -12,14 +12,17 @@ from torch import Tensor, nn
 from sdtm_fx.base_plan import Plan
 from sdtm_fx.errors import RewriteError
 from sdtm_fx.explaining.plan_record import Action, PlanRecord, SiteRecord
+from sdtm_fx.layer_rates import coarser
+from sdtm_fx.plan import MergePlan
 from sdtm_fx.recipe.match import compile_match
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.recipe.sections import SiteSpec
 from sdtm_fx.rewrite import rewritten_models
 from sdtm_fx.rewriting.rewriting import Rewriting, rewriting_of
-from sdtm_fx.rewriting.spans import active_span
+from sdtm_fx.rewriting.spans import active_span, sites_inside
 from sdtm_fx.rewriting.work import SitePlace
-from sdtm_fx.runtime.call import BlockContext, Variant
+from sdtm_fx.runtime.call import BlockContext, PlanKey, Variant
+from sdtm_fx.stacking import composed
 
 _Slots = tuple[Tensor | None, Tensor | None]
 """`SiteRecord.assign` and `SiteRecord.positions`."""
@@ -120,11 +123,11 @@ class _Recorder:
         step = (moment.generation - self._first_generation, moment.step)
         self._calls = self._calls + 1 if step == self._step else 0
         self._step = step
-        copies: dict[int, _Slots] = {}  # blocks and sites that share a plan share its copy
+        copies: dict[tuple[int, ...], _Slots] = {}  # blocks and sites that share a plan share its copy
         self._record.add([s for path in self._ran for s in self._block_sites(path, step, copies)])
 
     def _block_sites(
-        self, path: str, step: tuple[int, int], copies: dict[int, _Slots]
+        self, path: str, step: tuple[int, int], copies: dict[tuple[int, ...], _Slots]
     ) -> Iterator[SiteRecord]:
         runtime, recipe = self._rewriting.runtime, self._rewriting.recipe
         size = runtime.last
@@ -134,19 +137,21 @@ class _Recorder:
         for place in self._places[path]:
             spec = recipe.sites[place.site_index]
             entry = self._span_entry(path, variant)
+            further = entry is not None and spec.id in sites_inside(recipe, variant.stage)
             action = _action(recipe, variant, spec) if entry is None else "merged"
-            kept, slots = size.grid[0] * size.grid[1], _NO_SLOTS
+            if further and spec.merge == "keys":
+                action = "keys"
+            grid = coarser(size.grid, spec.downsample)
+            kept, slots = grid[0] * grid[1], _NO_SLOTS
             if action == "forecast":
                 kept = 0
             elif action in ("merged", "keys"):
                 assert context is not None
-                block = context.block if entry is None else entry
-                plan = context.planned[block // context.call.every_layers]
-                assert isinstance(plan, Plan)
-                kept = plan.kept
-                if id(plan) not in copies:
-                    copies[id(plan)] = _copy(plan.slots, size.batch), _copy(plan.positions, size.batch)
-                slots = copies[id(plan)]
+                every = context.call.every_layers
+                keys: list[PlanKey] = [(context.block if entry is None else entry) // every]
+                if further and entry is not None:
+                    keys.append((entry, context.block // every))
+                kept, slots = self._slots(context, tuple(keys), copies)
             yield SiteRecord(
                 generation=step[0],
                 step=step[1],
@@ -159,11 +164,29 @@ class _Recorder:
                 path=place.path,
                 action=action,
                 stage=None if stage is None else stage.name,
-                grid=size.grid,
+                grid=grid,
                 kept=kept,
                 assign=slots[0],
                 positions=slots[1],
+                cached=action in ("merged", "keys") and stage is not None and stage.method.caches,
             )
+
+    def _slots(
+        self, context: BlockContext, keys: tuple[PlanKey, ...], copies: dict[tuple[int, ...], _Slots]
+    ) -> tuple[int, _Slots]:
+        """How many slots a plan keeps, and a copy of it; of two plans, one over the other, for both together."""
+        plans = [context.planned[key] for key in keys]
+        plan, *inner = plans
+        assert isinstance(plan, Plan)
+        known = tuple(map(id, plans))
+        size = self._rewriting.runtime.last
+        assert size is not None
+        if inner:
+            assert isinstance(plan, MergePlan) and isinstance(inner[0], MergePlan)  # noqa: PT018 - recipes see to it
+            plan = composed(plan, inner[0])
+        if known not in copies:
+            copies[known] = _copy(plan.slots, size.batch), _copy(plan.positions, size.batch)
+        return plan.kept, copies[known]
 
     def _span_entry(self, path: str, variant: Variant) -> int | None:
         """Number of the block that merged the tokens of a block inside a span; None for all other blocks."""

@@ -44,7 +44,8 @@ class PhaseReport:
     Attributes:
         label: Name of the stage, or ``dense``.
         steps: The steps.
-        removed: Image tokens removed at each merged site, but for blocks to which `layers` gives a part of it.
+        removed: Image tokens removed at each merged site, but for blocks to which `layers` gives a part of it, and
+            for those on a coarser grid.
         ratio: The same as a fraction.
         macs: Of one call of the model.
         stores: Whether features are stored for later steps.

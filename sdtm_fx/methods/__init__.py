@@ -25,6 +25,7 @@ from sdtm_fx.methods.skip import Skip
 from sdtm_fx.methods.ssm import SSM
 from sdtm_fx.methods.todo import ToDo
 from sdtm_fx.methods.tofu import ToFu
+from sdtm_fx.methods.token_cache import TokenCache
 from sdtm_fx.methods.toma import ToMA
 from sdtm_fx.methods.tome import ToMe
 from sdtm_fx.methods.uniform import Uniform
@@ -48,6 +49,7 @@ __all__ = [
     "ToFu",
     "ToMA",
     "ToMe",
+    "TokenCache",
     "TokenView",
     "Uniform",
     "method_named",
@@ -70,6 +72,7 @@ METHODS: Mapping[str, type[Method]] = MappingProxyType(
         "random": Random,
         "uniform": Uniform,
         "todo": ToDo,
+        "token_cache": TokenCache,
         "skip": Skip,
     }
 )
@@ -90,6 +93,7 @@ AnyMethod = Annotated[
     | Random
     | Uniform
     | ToDo
+    | TokenCache
     | Skip,
     Field(discriminator="name"),
 ]
@@ -117,7 +121,7 @@ def plan_merge(
         grid: Height and width of the token grid.
         remove: How many tokens go.
         ages: [B, N] int32, steps since each token was last alone in its slot.
-        attention: [B, N] float, attention received by each token (`idm` needs it).
+        attention: [B, N] float, attention received by each token (`idm` and `token_cache` need it).
         importance: [B, N] float, what guidance changes at each token (`importance` needs it).
         heads: Queries and keys of the image tokens (`at_edm` needs them).
         salt: Counter from which methods draw what they choose at random.

@@ -68,6 +68,8 @@ class Method(ABC):
     keys of text, and how much guidance changed each token."""
     merges: ClassVar[bool] = True
     """Whether sites run on fewer tokens, by a plan; otherwise nothing is computed there and there is no plan."""
+    caches: ClassVar[bool] = False
+    """Whether tokens that go share no slot: they get what is stored of an earlier step, and nothing of this one."""
     chooses_destinations: ClassVar[bool] = False
     """Whether a plan is made in two steps, destinations and then their weights, so that `replan` can keep the
     first."""
@@ -85,6 +87,10 @@ class Method(ABC):
     def quantum(self) -> int:
         """Return the number of which every removed count is a multiple."""
         return 1
+
+    def needs_grid(self) -> str | None:
+        """Return why tokens have to lie on a grid; None where any row of them will do (inside of spans)."""
+        return "the method goes by where tokens lie on it"
 
     def wants(self) -> frozenset[str]:
         """Return the part of `needs` that these options really read."""
@@ -236,6 +242,13 @@ def check_window(window: tuple[int, int], name: str) -> None:
         raise OptionError(
             f"{name}: found window {tuple(window)}; accepted (height, width) with two tokens or more"
         )
+
+
+def row_of_cells(window: tuple[int, int]) -> str | None:
+    """Return why cells need a grid; None for those within a row, which may be any row of tokens."""
+    if window[0] == 1:
+        return None
+    return f"its cells are {window[0]} x {window[1]} tokens of it"
 
 
 def check_radius(radius: int, name: str) -> None:

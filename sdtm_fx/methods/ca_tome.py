@@ -19,14 +19,14 @@ class CAToMe(CellMatching):
     How many that is a ratio of the form ``{threshold: 0.7, start: 0.75}`` says: `start` is the most that goes, and
     the count of a step is what had a cosine of at least `threshold` in the step before, the mean over the layers,
     rounded down to one of a few levels. Of a batch the least count goes (the published code takes the
-    largest, so some samples merge below the threshold). Cached pairs are ``plan.every_steps``. With a plain
-    ratio this is `tome`.
+    largest, so some samples merge below the threshold). With a plain ratio this is `tome`, and cached pairs are
+    ``plan.every_steps``; a step that counts makes a plan of its own, so under a threshold nothing is cached.
 
     Formula:
         Pairs as in `tome`; in every step r = #{x : max cos(x, t) ≥ threshold} tokens go, counted in the step before.
 
     Use:
-        With a threshold as ratio and ``plan.every_steps``, where images differ in how much of them is alike.
+        With a threshold as ratio, where images differ in how much of them is alike.
 
     Attributes:
         window: Height and width of a cell, in tokens.

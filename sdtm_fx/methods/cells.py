@@ -8,7 +8,7 @@ import torch
 from pydantic import StrictBool
 from torch import Tensor
 
-from sdtm_fx.methods.base import Method, TokenView, WindowSize, check_window
+from sdtm_fx.methods.base import Method, TokenView, WindowSize, check_window, row_of_cells
 from sdtm_fx.methods.matching import best_match, choose_targets, plan_best, split_windows
 from sdtm_fx.plan import MergePlan
 from sdtm_fx.windows import Windows
@@ -37,6 +37,10 @@ class CellMatching(Method):
         """Return the number of tokens that do not absorb; nothing goes on a grid without a whole cell."""
         cells = Windows(grid, self.window).count
         return grid[0] * grid[1] - cells if cells else 0
+
+    def needs_grid(self) -> str | None:
+        """Return None for cells within a row, which may be any row of tokens."""
+        return row_of_cells(self.window)
 
     def match(self, view: TokenView) -> tuple[Tensor, Tensor, Tensor]:
         """Return who may go [1, S], the absorbing token each would join [B, S], and their cosine [B, S]."""

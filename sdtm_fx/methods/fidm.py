@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from sdtm_fx.methods.base import Method, TokenView, WindowSize, check_window
+from sdtm_fx.methods.base import Method, TokenView, WindowSize, check_window, row_of_cells
 from sdtm_fx.methods.matching import AGED, Target, best_match, choose_targets, plan_best, split_windows
 from sdtm_fx.plan import MergePlan
 from sdtm_fx.windows import Windows
@@ -44,6 +44,10 @@ class FIDM(Method):
         """Return (K - 1) times the number of windows."""
         windows = Windows(grid, self.window)
         return windows.count * (windows.size - 1)
+
+    def needs_grid(self) -> str | None:
+        """Return None for cells within a row, which may be any row of tokens."""
+        return row_of_cells(self.window)
 
     def wants(self) -> frozenset[str]:
         """Return "ages" when they decide which token of a window absorbs."""

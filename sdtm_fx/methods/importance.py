@@ -28,8 +28,10 @@ class Importance(Method):
     pool, absorbs. Every other token finds its best match among these, and the `remove` that go are first those
     outside the pool, then those whose match is best.
 
-    The first step has no step before it, so it has to be dense. The draw comes from a hash of the salt and the
-    token. Slots are in raster order of the tokens that represent them.
+    The first step has no step before it, so it has to be dense. Guidance has to run both halves in one batch: a
+    pipeline that cannot is refused when it is rewritten. Whether one that can does is decided at each call, and where
+    it does not, the first step that merges is an error. The draw comes from a hash of the salt and the token. Slots
+    are in raster order of the tokens that represent them.
 
     Formula:
         I = mean |eps_text - eps_uncond| over channels, in the step before; the (N - r) · pool tokens of largest I are

@@ -36,6 +36,10 @@ class Random(Method):
         """Return all tokens but one."""
         return max(grid[0] * grid[1] - 1, 0)
 
+    def needs_grid(self) -> str | None:
+        """Return None: places do not matter."""
+        return None
+
     def _plan(self, view: TokenView, remove: int) -> MergePlan:
         tokens = view.metric.shape[1]
         words = hash_words(torch.arange(tokens, device=view.metric.device), view.salt)[None]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sdtm_fx.hashing import hash_words
-from sdtm_fx.methods.base import Method, TokenView, Weight, WindowSize, check_window
+from sdtm_fx.methods.base import Method, TokenView, Weight, WindowSize, check_window, row_of_cells
 from sdtm_fx.methods.matching import best_match, plan_best, split_windows
 from sdtm_fx.plan import MergePlan
 from sdtm_fx.similarity import inverse_norms, without_autocast
@@ -55,6 +55,10 @@ class SiTo(Method):
         """Return the number of tokens that are no base; nothing goes on a grid without a whole cell."""
         cells = Windows(grid, self.window).count
         return grid[0] * grid[1] - cells if cells else 0
+
+    def needs_grid(self) -> str | None:
+        """Return None for cells within a row, which may be any row of tokens."""
+        return row_of_cells(self.window)
 
     def score(self, view: TokenView) -> Tensor:
         """Return what makes a token the base of its cell, [B, N] float32: the largest of a cell is it.

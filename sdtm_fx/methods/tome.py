@@ -21,7 +21,8 @@ class ToMe(CellMatching):
         go.
 
     Use:
-        To compare with ToMeSD. `local_match` looks at fewer pairs.
+        To compare with ToMeSD. `local_match` looks at fewer pairs. Inside of spans, where slots have no grid, with
+        window [1, 2]: every other slot absorbs, as in ToMe for classifiers (Bolya et al. 2023).
 
     Attributes:
         window: Height and width of a cell, in tokens.

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from sdtm_fx.errors import nearest
 from sdtm_fx.methods import Skip
+from sdtm_fx.recipe.check_caches import check_caches
+from sdtm_fx.recipe.check_inside import check_inside
 from sdtm_fx.recipe.check_keys import check_keys, check_proportional
 from sdtm_fx.recipe.check_layers import check_layers, check_reduce
 from sdtm_fx.recipe.check_plans import check_destinations, check_importance, check_sharing
@@ -28,6 +30,7 @@ def find_problems(recipe: Recipe) -> tuple[Problem, ...]:
         *_check_stage_sites(recipe),
         *check_ratios(recipe),
         *_check_reuse(recipe),
+        *check_caches(recipe),
         *check_sharing(recipe),
         *check_destinations(recipe),
         *check_layers(recipe),
@@ -36,6 +39,7 @@ def find_problems(recipe: Recipe) -> tuple[Problem, ...]:
         *check_keys(recipe),
         *check_proportional(recipe),
         *check_spans(recipe),
+        *check_inside(recipe),
     )
 
 

@@ -60,15 +60,16 @@ def check_proportional(recipe: Recipe) -> Iterator[Problem]:
     """Check that there are keys that stand for several tokens, and that it is known for how many."""
     attention = {site.id for site in recipe.sites if site.kind == "attention"}
     merged = {site for stage in recipe.stages if stage.method.merges for site in stage.sites}
-    spans = {span.id for span in recipe.spans}  # which have a word of their own to say
-    if recipe.plan.proportional and not (attention | spans) & merged:
+    spans = {span.id for span in recipe.spans}  # all attention in their blocks runs on merged tokens
+    weighed = attention | spans if attention else set()
+    if recipe.plan.proportional and not weighed & merged:
         yield misfit(
             ("plan", "proportional"),
             "true where no stage merges attention",
             "proportional attention beside a stage that merges a site of kind 'attention'",
         )
     for stage in recipe.stages:
-        if recipe.plan.proportional and not stage.method.assigns and attention & set(stage.sites):
+        if recipe.plan.proportional and not stage.method.assigns and weighed & set(stage.sites):
             yield misfit(
                 ("plan", "proportional"),
                 f"true with method {stage.method.name} in stage {stage.name!r}, which mixes slots",

@@ -28,6 +28,12 @@ def check_ratios(recipe: Recipe) -> Iterator[Problem]:
                 yield misfit(own, "a ratio beside method skip", "no ratio: skip removes every token")
             continue
         yield from _check_reach(path, ratio, stage.method, recipe, stage.name)
+        coarse = [site.id for site in recipe.sites if site.id in stage.sites and site.downsample > 1]
+        if isinstance(ratio, ThresholdRatio) and coarse:
+            found = (
+                f"a threshold in stage {stage.name!r}, whose site {coarse[0]!r} has tokens of its own size"
+            )
+            yield misfit(path, found, "a threshold only where all tokens are those of `tokens.grid`")
 
 
 def _check_reach(

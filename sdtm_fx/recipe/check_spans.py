@@ -19,19 +19,12 @@ def check_spans(recipe: Recipe) -> Iterator[Problem]:
     for index, span in enumerate(recipe.spans):
         yield from _check_patterns(index, span)
     spans = {span.id: span for span in recipe.spans}
-    used = False
     for index, stage in enumerate(recipe.stages):
         for position, name in enumerate(stage.sites):
             if name in spans:
-                used = True
                 path = ("stages", index, "sites", position)
                 yield from _check_use(path, recipe, index, spans[name])
-    if used and recipe.plan.proportional:
-        yield misfit(
-            ("plan", "proportional"),
-            "true beside spans",
-            "false there: slots are weighed at sites, and not between the blocks of a span",
-        )
+    used = any(name in spans for stage in recipe.stages for name in stage.sites)
     if used and recipe.reuse is not None:
         yield misfit(
             ("reuse",),

@@ -38,7 +38,7 @@ def json_schema() -> dict[str, Any]:
 
 def _extending(whole: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:
     loose: dict[str, Any] = _loosen(whole, definitions)
-    for section, name in (("sites", "SiteSpec"), ("stages", "Stage")):
+    for section, name in (("sites", "SiteSpec"), ("spans", "SpanSpec"), ("stages", "Stage")):
         change = {"type": "object", "additionalProperties": _loosen(definitions[name], definitions)}
         loose["properties"][section] = {"anyOf": [loose["properties"][section], change]}
     loose["properties"]["extends"] = _EXTENDS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,9 +98,7 @@ def _read_base(target: str, source: Source, folder: Path | None, chain: tuple[st
     is_path = target.endswith(SUFFIXES)
     if not is_path and target not in (names := _shipped()):
         hint = nearest(target, names)
-        raise _extends_error(
-            source, repr(target), f"{show_choices(sorted(names))}, or a path that ends in .yaml", hint
-        )
+        raise _extends_error(source, repr(target), f"{_offer(names)}, or a path that ends in .yaml", hint)
     if is_path and folder is None and not Path(target).is_absolute():
         raise _extends_error(
             source, f"the relative path {target!r}", "a name or an absolute path outside of a file"
@@ -142,9 +140,16 @@ def _read_path(path: Path) -> Source:
 def _read_shipped(name: str) -> Source:
     shipped = _shipped()
     if name not in shipped:
-        accepted = f"{show_choices(sorted(shipped))}, or a path that ends in .yaml"
+        accepted = f"{_offer(shipped)}, or a path that ends in .yaml"
         raise RecipeError(f"found the recipe name {name!r}; accepted {accepted}{nearest(name, shipped)}")
     return read_yaml(shipped[name].read_text(encoding="utf-8"), f"recipes/{name}.yaml")
+
+
+def _offer(names: Iterable[str]) -> str:
+    """Name the shipped recipes that lie in no folder, and the folders of the others, which are many."""
+    folders = sorted({f"{name.partition('/')[0]}/" for name in names if "/" in name})
+    own = show_choices(sorted(name for name in names if "/" not in name))
+    return f"{own}, one under {' or '.join(folders)} (`sdtm-fx recipes list`)" if folders else own
 
 
 def _shipped() -> dict[str, Traversable]:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from sdtm_fx.methods import AnyMethod
+from sdtm_fx.recipe.inside import InsideSpec
 from sdtm_fx.recipe.part import Count, Label, Part, Positive, Text
 from sdtm_fx.recipe.ratio import Ratio
 from sdtm_fx.reductions import Reduce
@@ -35,6 +36,9 @@ class SiteSpec(Part):
     merge: Literal["tokens", "keys"] = "tokens"
     """``tokens``: the module runs on merged tokens. ``keys``: queries stay as they are, and attention looks at
     fewer image keys and values, so nothing is unmerged and `reuse` has nothing to forecast there."""
+    downsample: Positive = 1
+    """Side of a token here over that of a token of `tokens.grid`: 2 at a level of a U-Net with half the resolution. A
+    side that it does not divide is rounded up."""
     expect: Positive | None = None
     """Exact number of modules that match; absent: at least one."""
 
@@ -54,6 +58,8 @@ class Stage(Part):
     """Ratio in this stage; absent: the ratio of the recipe."""
     reduce: Reduce | None = None
     """What becomes of the tokens of a slot; absent: as the method has it, which is their mean unless it says else."""
+    inside: InsideSpec | None = None
+    """What sites inside the spans of this stage merge further; absent: nothing."""
 
 
 class KeepDense(Part):
@@ -77,6 +83,9 @@ class Reuse(Part):
     """0 copies the last dense step, 1 extrapolates the last two."""
     weight: Annotated[float, Field(ge=0, le=1)]
     """Share of the newly computed value at merged positions; the rest is the forecast."""
+    update: Literal["dense", "tokens"] = "dense"
+    """What is stored: ``dense``, the outputs of dense steps; ``tokens``, on steps in between also what was computed for
+    tokens that share their slot with no other, so that each is forecast from the steps in which it was computed."""
 
 
 class PlanSharing(Part):

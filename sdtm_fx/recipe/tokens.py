@@ -17,6 +17,9 @@ class LatentGrid(Part):
     """Argument of the model that is the latent [batch, channels, height, width]."""
     patch: Positive | tuple[Positive, Positive]
     """Edge of a square patch, or its height and width, in latent pixels."""
+    round: Literal["down", "up"] = "down"
+    """What becomes of a latent that patches do not divide: cut (``down``, as patch embeddings do), or covered (``up``,
+    as the strided convolutions of a U-Net do)."""
 
 
 class IdsGrid(Part):

@@ -10,11 +10,15 @@ _DEFAULTS: tuple[tuple[str, str, object], ...] = (
     ("", "spans", []),
     ("plan", "destinations_every", None),
     ("plan", "proportional", False),
+    ("reuse", "update", "dense"),
+    ("sites", "downsample", 1),
     ("sites", "metric", None),
     ("sites", "merge", "tokens"),
+    ("stages", "inside", None),
     ("stages", "reduce", None),
+    ("tokens.grid", "round", "down"),
 )
-"""Section ("" for the recipe itself), key, and the value that says nothing."""
+"""Section ("" for the recipe itself, a dot inside of another), key, and the value that says nothing."""
 
 
 def without_younger(data: dict[str, Any]) -> dict[str, Any]:
@@ -27,10 +31,15 @@ def without_younger(data: dict[str, Any]) -> dict[str, Any]:
     """
     kept = _cut(data, "")
     for section in {section for section, _, _ in _DEFAULTS if section}:
-        parts = data[section]
-        kept[section] = (
-            [_cut(part, section) for part in parts] if isinstance(parts, list) else _cut(parts, section)
-        )
+        *outer, key = section.split(".")
+        owner = kept
+        for name in outer:
+            owner[name] = owner = dict(owner[name])
+        parts = owner[key]
+        if parts is not None:
+            owner[key] = (
+                [_cut(part, section) for part in parts] if isinstance(parts, list) else _cut(parts, section)
+            )
     return kept
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sdtm_fx.errors import NothingMatched, SiteError
 from sdtm_fx.layer_rates import LayerRates
@@ -10,6 +10,7 @@ from sdtm_fx.recipe.layers import LayerRule
 from sdtm_fx.recipe.match import compile_match, near_misses
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.reductions import Reduce
+from sdtm_fx.rewriting.work import SitePlace
 
 
 def scales_of(recipe: Recipe, order: Sequence[str]) -> dict[str, float]:
@@ -28,18 +29,46 @@ def scales_of(recipe: Recipe, order: Sequence[str]) -> dict[str, float]:
     }
 
 
-def layer_rates(recipe: Recipe, order: Sequence[str], kept: set[str]) -> LayerRates:
-    """What the rules of a recipe say of its rewritten blocks.
+def levels_of(recipe: Recipe, places: Mapping[str, Sequence[SitePlace]]) -> dict[str, int]:
+    """Side of a block's tokens over that of the grid's, by path, where it is not 1.
+
+    Args:
+        recipe: The recipe.
+        places: Sites by path of their block.
+
+    Raises:
+        SiteError: The sites of a block disagree.
+    """
+    levels = {}
+    for path, inside in places.items():
+        specs = [recipe.sites[place.site_index] for place in inside]
+        for spec in specs[1:]:
+            if spec.downsample != specs[0].downsample:
+                raise SiteError(
+                    f"sites {specs[0].id!r} (downsample {specs[0].downsample}) and {spec.id!r} (downsample "
+                    f"{spec.downsample}) both lie in {path}; the sites of a block have the same tokens"
+                )
+        if specs[0].downsample > 1:
+            levels[path] = specs[0].downsample
+    return levels
+
+
+def layer_rates(
+    recipe: Recipe, order: Sequence[str], kept: set[str], levels: Mapping[str, int] | None = None
+) -> LayerRates:
+    """What the rules of a recipe, and its sites, say of its rewritten blocks.
 
     Args:
         recipe: The recipe.
         order: Paths of the blocks with sites, in the order of execution.
         kept: Those that stay dense.
+        levels: From `levels_of`.
 
     Raises:
         NothingMatched: A rule matches no block.
         SiteError: Two rules say the same of a block, or blocks of a plan group remove differently.
     """
+    levels = levels or {}
     scales = scales_of(recipe, order)
     reduces: dict[int, Reduce] = {
         order.index(path): rule.reduce
@@ -47,8 +76,10 @@ def layer_rates(recipe: Recipe, order: Sequence[str], kept: set[str]) -> LayerRa
         if rule.reduce is not None and path not in kept
     }
     _check_groups(recipe, order, kept, scales)
+    _check_levels(recipe, order, kept, levels)
     numbered = {order.index(path): scale for path, scale in scales.items() if path not in kept and scale != 1}
-    return LayerRates(numbered, reduces, recipe.plan.round_to)
+    coarse = {order.index(path): level for path, level in levels.items()}
+    return LayerRates(numbered, reduces, recipe.plan.round_to, coarse)
 
 
 def ruled_blocks(recipe: Recipe, order: Sequence[str]) -> set[str]:
@@ -90,4 +121,20 @@ def _check_groups(recipe: Recipe, order: Sequence[str], kept: set[str], scales: 
                 raise SiteError(
                     f"recipe {recipe.name!r}: {group[0]} (scale {first:g}) and {path} (scale {own:g}) would share a "
                     f"plan; accepted: equal scales within every {size} blocks (plan.every_layers), or no sharing"
+                )
+
+
+def _check_levels(recipe: Recipe, order: Sequence[str], kept: set[str], levels: Mapping[str, int]) -> None:
+    """Refuse a plan group, or one counter of ages, for blocks on different grids."""
+    everywhere = recipe.plan.ages == "call"
+    size = len(order) if everywhere else recipe.plan.every_layers
+    for start in range(0, len(order), size):
+        group = [path for path in order[start : start + size] if path not in kept]
+        for path in group[1:]:
+            first, own = levels.get(group[0], 1), levels.get(path, 1)
+            if first != own:
+                what = "ages (plan.ages: call)" if everywhere else "a plan (plan.every_layers)"
+                raise SiteError(
+                    f"recipe {recipe.name!r}: {group[0]} (downsample {first}) and {path} (downsample {own}) would "
+                    f"share {what}; accepted: only blocks whose tokens are on one grid"
                 )

@@ -15,15 +15,16 @@ from sdtm_fx.capture.hooked import hooks_bypassed
 from sdtm_fx.capture.stand_ins import weights_in_place
 from sdtm_fx.clock import Clock
 from sdtm_fx.cost.gate import subsets
-from sdtm_fx.cost.gate_variants import add_variants
+from sdtm_fx.cost.gate_variants import add_spans_alone, add_variants
 from sdtm_fx.cost.model import CostModel, MeasuredBlock, sites_of
 from sdtm_fx.cost.profile import DeviceKey, DeviceProfile
 from sdtm_fx.cost.profile_cache import load_profiles
-from sdtm_fx.errors import NothingMatched, SiteError
+from sdtm_fx.errors import NothingMatched, PlanError, SiteError
 from sdtm_fx.recipe.match import compile_match
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.recipe.tokens import FixedGrid
-from sdtm_fx.rewriting.layers import layer_rates, ruled_blocks, scales_of
+from sdtm_fx.rewriting.guided import check_output
+from sdtm_fx.rewriting.layers import layer_rates, levels_of, ruled_blocks, scales_of
 from sdtm_fx.rewriting.programs import ProgramCache
 from sdtm_fx.rewriting.rewriting import Rewriting
 from sdtm_fx.rewriting.spans import Spans, active_span, resolve_spans, uses_spans
@@ -48,26 +49,31 @@ def prepare(model: torch.nn.Module, recipe: Recipe, example: Mapping[str, Any] |
         NothingMatched: A site of the recipe matches no module.
         SiteError: A site is not what the recipe says.
         CaptureError: The model cannot be traced.
+        RewriteError: A method reads what guidance changes, and the model returns nothing that it could be read off.
         CalibrationError: A measurement that the cost gate would go by cannot be read.
     """
     modules = match_sites(model, recipe.sites)
     places = _places(recipe, modules)
     size = example_size(recipe)
     outer = capture_outer(model, places, _example(model, recipe, size, example))
+    check_output(recipe, model, outer.graph)
     order = list(dict.fromkeys(call.path for call in outer.calls))
     kept = _kept_blocks(recipe, order)
-    layers = layer_rates(recipe, order, kept)
+    layers = layer_rates(recipe, order, kept, levels_of(recipe, places))
     cache = ProgramCache(recipe)
     ids = {path: [recipe.sites[p.site_index].id for p in inside] for path, inside in places.items()}
     spans = resolve_spans(model, recipe, outer.calls, kept, ids, ruled_blocks(recipe, order))
     blocks = _rewrite_blocks(model, recipe, outer, places, spans, order, kept, cache)
     measured_by_size = example is None and not isinstance(recipe.tokens.grid, FixedGrid)
     grid = size.grid if measured_by_size else GridReader(recipe.tokens.grid).read(example or {})
-    # The gate weighs sites one by one; the blocks of a span stand or fall together.
-    profiles = load_profiles() if recipe.gate == "auto" and not uses_spans(recipe) else {}
+    # The gate weighs sites on one grid.
+    weighed = recipe.gate == "auto" and not layers.levels
+    profiles = load_profiles() if weighed else {}
     cost = CostModel(
         recipe, tuple(blocks.values()), grid, text_length(recipe, outer.arguments), bool(profiles), layers
     )
+    for block in cost.blocks if uses_spans(recipe) else ():
+        add_spans_alone(recipe, cache, block)
     for block in cost.blocks if profiles else ():
         add_variants(recipe, cache, block)
     # Measured now, while the example calls still fit the weights: `.to(dtype)` or `.to(device)` may follow.
@@ -90,10 +96,20 @@ def prepare(model: torch.nn.Module, recipe: Recipe, example: Mapping[str, Any] |
 
 
 def _measure(recipe: Recipe, cost: CostModel, block: MeasuredBlock, stage: int) -> None:
-    """Measure a block in a stage; a block of a span shows here whether it runs on fewer tokens."""
+    """Measure a block in a stage; it shows here whether it is on its grid, and runs on fewer tokens in a span."""
     place = active_span(recipe, block.program.spans, Variant(stage=stage))
     try:
         cost.block_cost(block, stage)
+        cost.inner_cost(block, stage)
+    except PlanError as error:
+        level = cost.layers.levels.get(block.index)
+        if level is None:
+            raise
+        height, width = cost.layers.grid(block.index, cost.grid)
+        raise SiteError(
+            f"{block.path} does not run on a grid of {height}x{width} tokens where the recipe's is "
+            f"{cost.grid[0]}x{cost.grid[1]} (downsample {level}): {error}"
+        ) from error
     except RuntimeError as error:
         if place is None:
             raise

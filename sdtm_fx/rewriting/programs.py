@@ -17,7 +17,7 @@ from sdtm_fx.recipe.ratio import ThresholdRatio
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewriting.codegen import BlockFunction, copy_graph, graph_function
 from sdtm_fx.rewriting.runner import run_passes
-from sdtm_fx.rewriting.spans import Spans, active_span
+from sdtm_fx.rewriting.spans import SpanPlace, Spans, active_span, sites_inside
 from sdtm_fx.rewriting.structure import attention_texts, confirm_kinds, leaf_traits
 from sdtm_fx.rewriting.work import BlockWork, Pass, SitePlace
 from sdtm_fx.runtime import ops, span_ops
@@ -69,7 +69,7 @@ class ProgramCache:
     Attributes:
         recipe: The recipe.
         programs: By structure: that of the call, the text of the captured graph, the traits of the modules
-            that it calls, and the sites in it.
+            that it calls, the sites in it, and the widths of the sequences that it takes.
     """
 
     recipe: Recipe
@@ -100,7 +100,9 @@ class ProgramCache:
         capture = capture_block(block, key, leaves)
         sites = tuple((p.site_index, p.local) for p in places)
         opened = attention_texts(self.recipe, block, capture, places)
-        structure = (key, str(capture.graph), leaf_traits(block, capture), sites, spans, opened)
+        # Blocks of other widths have equal graphs, but do not cost the same: the levels of a U-Net.
+        widths = tuple(leaf.shape[-1] for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.ndim == 3)
+        structure = (key, str(capture.graph), leaf_traits(block, capture), sites, spans, opened, widths)
         if structure not in self.programs:
             self.programs[structure] = _rewrite(self.recipe, block, capture, places, spans)
         return self.programs[structure]
@@ -178,11 +180,11 @@ def _add_variant(recipe: Recipe, block: torch.nn.Module, program: Program, varia
     """Rewrite the captured graph for a variant, unless there is nothing to do in it."""
     passes: Sequence[Pass] = importlib.import_module("sdtm_fx.passes").PASSES
     attention = tuple(p for p in program.places if recipe.sites[p.site_index].kind == "attention")
-    handled = _sites_of(recipe, variant)
+    span = active_span(recipe, program.spans, variant)
+    handled = _sites_of(recipe, variant, span)
     active = tuple(p for p in program.places if recipe.sites[p.site_index].id in handled)
     if variant.stage is None and variant.measure is None:  # where keys alone are merged, nothing is stored
         active = tuple(p for p in active if recipe.sites[p.site_index].merge == "tokens")
-    span = active_span(recipe, program.spans, variant)
     if not active and span is None and (recipe.prompt is None or not attention):
         return
     if variant == Variant(stage=None) and recipe.prompt is None:
@@ -208,7 +210,10 @@ def _moved(work: BlockWork) -> int:
     return sum(int(n.meta["val"].shape[-1]) for n in (*once, *left))
 
 
-def _sites_of(recipe: Recipe, variant: Variant) -> tuple[str, ...]:
+def _sites_of(recipe: Recipe, variant: Variant, span: SpanPlace | None) -> tuple[str, ...]:
+    """Ids of the sites that a block handles: inside of a span those that merge there, elsewhere those of the stage."""
+    if span is not None and span.is_short(recipe.spans[span.span_index]):
+        return tuple(site for site in sites_inside(recipe, variant.stage) if site not in variant.left_out)
     stages = {i for i in (variant.stage, variant.refresh, variant.measure) if i is not None}
     return tuple(site for i in stages for site in recipe.stages[i].sites if site not in variant.left_out)
 

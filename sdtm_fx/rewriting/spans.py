@@ -17,6 +17,7 @@ from sdtm_fx.recipe.match import compile_match
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.recipe.span import SpanSpec
 from sdtm_fx.runtime.call import Variant
+from sdtm_fx.runtime.inside import merging_inside
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,17 @@ Spans = tuple[SpanPlace, ...]
 
 
 def active_span(recipe: Recipe, places: Spans, variant: Variant) -> SpanPlace | None:
-    """The span that a block is in, in a variant; there is at most one."""
+    """The span that a block is in, in a variant; there is at most one, and none where it is left out."""
     if variant.stage is None:
         return None
-    wanted = recipe.stages[variant.stage].sites
+    wanted = set(recipe.stages[variant.stage].sites) - variant.left_out
     return next((place for place in places if recipe.spans[place.span_index].id in wanted), None)
+
+
+def sites_inside(recipe: Recipe, stage: int | None) -> tuple[str, ...]:
+    """Ids of the sites that a stage merges further where they lie inside of its spans."""
+    inside = None if stage is None else merging_inside(recipe.stages[stage])
+    return () if inside is None else inside.sites
 
 
 def uses_spans(recipe: Recipe) -> bool:
@@ -180,15 +187,33 @@ def _is_output(node: object, call: fx.Node, output: int) -> bool:
 
 def _check_stages(recipe: Recipe, found: Mapping[str, Spans], sites: Mapping[str, Collection[str]]) -> None:
     for stage in recipe.stages:
+        merged_inside: set[str] = set()
         for path, places in found.items():
-            ids = [
-                recipe.spans[p.span_index].id for p in places if recipe.spans[p.span_index].id in stage.sites
-            ]
+            active = [p for p in places if recipe.spans[p.span_index].id in stage.sites]
+            if not active:
+                continue
+            ids = [recipe.spans[place.span_index].id for place in active]
             if len(ids) > 1:
                 raise SiteError(f"stage {stage.name!r}: spans {ids[0]!r} and {ids[1]!r} both cover {path}")
-            inside = [site for site in stage.sites if site in sites[path]]
-            if ids and inside:
-                raise SiteError(
-                    f"stage {stage.name!r}: site {inside[0]!r} lies in {path}, which span {ids[0]!r} covers; "
-                    "tokens are not merged a second time"
+            further = set() if stage.inside is None else set(stage.inside.sites) & set(sites[path])
+            short = active[0].is_short(recipe.spans[active[0].span_index])
+            outside = [
+                site for site in stage.sites if site in sites[path] and not (short and site in further)
+            ]
+            if outside:
+                why = (
+                    "what merges the slots of a span further is said by `inside` of the stage: its sites, method "
+                    "and ratio"
+                    if short
+                    else "the block merges its tokens once, for the span that begins at its end"
                 )
+                raise SiteError(
+                    f"stage {stage.name!r}: site {outside[0]!r} lies in {path}, which span {ids[0]!r} covers; {why}"
+                )
+            merged_inside |= further if short else set()
+        missed = [] if stage.inside is None else [s for s in stage.inside.sites if s not in merged_inside]
+        if missed:
+            raise SiteError(
+                f"stage {stage.name!r}: inside: site {missed[0]!r} lies in no block that runs on the slots of a span "
+                "of this stage"
+            )

@@ -14,11 +14,12 @@ from sdtm_fx.capture.guards import expect
 from sdtm_fx.errors import SiteError, nearest
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.recipe.sections import Stage
+from sdtm_fx.recipe.span import SpanSpec
 from sdtm_fx.rewriting.opening import OpenedSite
 from sdtm_fx.rewriting.spans import SpanPlace
 from sdtm_fx.runtime import ops
 from sdtm_fx.runtime.call import Variant
-from sdtm_fx.sites.locating import Site
+from sdtm_fx.sites.locating import Site, locate
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,25 @@ class BlockWork:
         """The context placeholder."""
         assert self.context is not None, "locate_sites runs first"
         return self.context
+
+    @property
+    def inner_span(self) -> SpanSpec | None:
+        """The span whose merged tokens the block runs on: its sites are inside of it."""
+        if self.span is None:
+            return None
+        span = self.recipe.spans[self.span.span_index]
+        return span if self.span.is_short(span) else None
+
+    def site_at(self, place: SitePlace) -> Site:
+        """The site at a place, whether this variant handles it or not.
+
+        Raises:
+            SiteError: The site is not what the recipe says.
+        """
+        spec = self.recipe.sites[place.site_index]
+        if spec.id in self.sites:
+            return self.sites[spec.id]
+        return locate(self.graph, self.block, spec, place.local, place.path)
 
     def argument(self, name: str, key: str, whose: str) -> fx.Node:
         """The argument of the block that a key of a site or span names.

@@ -8,10 +8,15 @@ from dataclasses import dataclass, field
 import torch
 
 from sdtm_fx.base_plan import Plan
+from sdtm_fx.layer_rates import coarser
 from sdtm_fx.methods.base import Method
 from sdtm_fx.phase import Phase
 from sdtm_fx.reductions import Reduce
+from sdtm_fx.runtime.inside import Inside
 from sdtm_fx.runtime.state import BranchState
+
+PlanKey = int | tuple[int, int]
+"""What plans of a call are known by: their group, and inside of a span also the block in which it begins."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +58,13 @@ class Call:
         salt: 0-d int64 tensor for hash-based draws, or None.
         prompt_bias: 0-d float tensor added to the logits of text keys, or None.
         removes: Tokens that a block removes, by its number, where that is not what the phase does.
+        levels: Side of a block's tokens over that of the grid's, by its number, where it is not 1.
         reduce: What becomes of the tokens of a slot; None: as the method has it.
         reduces: The same by number of the block, where a rule of the recipe says so.
+        updates_tokens: Whether steps that merge store what they computed for tokens that are alone in their slot.
         gated: Variants of the blocks in which the cost gate leaves sites out, by module path.
         gated_stores: What these blocks run where they have no features yet, by module path.
+        inside: What sites inside of spans merge, None where they merge nothing.
     """
 
     variant: Variant | None
@@ -76,10 +84,18 @@ class Call:
     salt: torch.Tensor | None
     prompt_bias: torch.Tensor | None
     removes: Mapping[int, int] = field(default_factory=dict)
+    levels: Mapping[int, int] = field(default_factory=dict)
     reduce: Reduce | None = None
     reduces: Mapping[int, Reduce] = field(default_factory=dict)
+    updates_tokens: bool = False
     gated: Mapping[str, Variant] = field(default_factory=dict)
     gated_stores: Mapping[str, Variant] = field(default_factory=dict)
+    inside: Inside | None = None
+
+    @property
+    def dates_tokens(self) -> bool:
+        """Whether every token has steps of its own that its line is drawn through."""
+        return self.updates_tokens and self.forecast_order == 1
 
     def reads(self, what: str) -> bool:
         """Whether the stage's method may read something beside the tokens, for instance "ages"."""
@@ -93,6 +109,10 @@ class Call:
         )
         return next(own, self.phase.remove)
 
+    def grid_in(self, group: int) -> tuple[int, int]:
+        """(height, width) in tokens of the blocks of a plan group; it is seen to that they agree."""
+        return coarser(self.grid, self.levels.get(group * self.every_layers, 1))
+
 
 @dataclass(frozen=True)
 class OpenSpan:
@@ -101,10 +121,12 @@ class OpenSpan:
     Attributes:
         plan: Its plan.
         stream: [B, N, D], the image tokens where it began; None where nothing of them is added again.
+        entry: The block in which it began.
     """
 
     plan: Plan
     stream: torch.Tensor | None
+    entry: int = 0
 
 
 @dataclass(frozen=True)
@@ -114,14 +136,14 @@ class BlockContext:
     Attributes:
         call: The model call in progress.
         block: Index of the block, in the order of execution.
-        planned: Plans made in this call, by group; blocks of a group share one.
+        planned: Plans made in this call; blocks of a group share one.
         spans: Spans that were entered in this call and not left yet, by id.
         draw: 0-d int64 tensor that stands for the group in hash-based draws; None: the number of the group itself.
     """
 
     call: Call
     block: int
-    planned: dict[int, object]
+    planned: dict[PlanKey, object]
     draw: torch.Tensor | None = None
     spans: dict[str, OpenSpan] = field(default_factory=dict)
 
@@ -129,6 +151,11 @@ class BlockContext:
     def group(self) -> int:
         """The plan group of the block."""
         return self.block // self.call.every_layers
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(height, width) in tokens of the block."""
+        return coarser(self.call.grid, self.call.levels.get(self.block, 1))
 
     @property
     def remove(self) -> int:

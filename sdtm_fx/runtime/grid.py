@@ -44,7 +44,11 @@ class GridReader:
             )
         if isinstance(layout, LatentGrid):
             patch = (layout.patch, layout.patch) if isinstance(layout.patch, int) else layout.patch
-            return value.shape[-2] // patch[0], value.shape[-1] // patch[1]
+            sides = zip(value.shape[-2:], patch, strict=True)
+            height, width = (
+                -(-side // edge) if layout.round == "up" else side // edge for side, edge in sides
+            )
+            return height, width
         return self._read_ids(name, value)
 
     def _read_ids(self, name: str, ids: torch.Tensor) -> tuple[int, int]:

@@ -39,6 +39,13 @@ def guidance_change(output: Any, grid: tuple[int, int]) -> torch.Tensor:
     return functional.adaptive_avg_pool2d(change, grid).flatten(1).repeat(2, 1)
 
 
+def pooled(scores: torch.Tensor, grid: tuple[int, int], own: tuple[int, int]) -> torch.Tensor:
+    """Return scores of the tokens of a grid, [B, N], averaged over the tokens of another: [B, M]."""
+    if own == grid:
+        return scores
+    return functional.adaptive_avg_pool2d(scores.unflatten(1, grid)[:, None], own).flatten(1)
+
+
 def check_importance(state: BranchState, stacked: int, *, rehearses: bool) -> None:
     """Refuse to plan by scores that no call has handed on; a rehearsal takes what is there."""
     if state.has_importance or rehearses:

@@ -27,10 +27,11 @@ def lay_out_ages(call: Call, groups: Sequence[int], batch: int, device: torch.de
     """
     if not call.reads("ages"):
         return
-    shape = (_rows(call, batch), call.grid[0] * call.grid[1])
     with torch.inference_mode(False):
         for key in (0,) if call.one_age_counter else groups:
             if key not in call.state.ages:
+                height, width = call.grid if call.one_age_counter else call.grid_in(key)
+                shape = (_rows(call, batch), height * width)
                 call.state.ages[key] = torch.zeros(shape, dtype=torch.int32, device=device)
 
 
@@ -48,9 +49,9 @@ def lay_out_plans(call: Call, groups: Sequence[int], batch: int, device: torch.d
         return
     if (stage, remove) not in state.laid_out:
         method, rows = call.method, _rows(call, batch)
-        removed = {group: call.removed_in(group) for group in groups}
-        shapes = {count: _plan_of(method, call.grid, rows, count) for count in set(removed.values())}
-        state.laid_out[stage, remove] = {group: _empty(shapes[removed[group]], device) for group in groups}
+        sizes = {group: (call.grid_in(group), call.removed_in(group)) for group in groups}
+        shapes = {size: _plan_of(method, size[0], rows, size[1]) for size in set(sizes.values())}
+        state.laid_out[stage, remove] = {group: _empty(shapes[sizes[group]], device) for group in groups}
     state.plans = state.laid_out[stage, remove]
 
 

@@ -17,7 +17,8 @@ from sdtm_fx.errors import PlanError
 from sdtm_fx.hashing import combine
 from sdtm_fx.methods.base import TokenView
 from sdtm_fx.runtime.call import BlockContext
-from sdtm_fx.runtime.state import Feature
+from sdtm_fx.runtime.feature import Feature
+from sdtm_fx.runtime.guidance import pooled
 
 
 def plan_tokens(
@@ -62,6 +63,7 @@ def plan_tokens(
         ages.copy_(plan.next_ages(ages))
     if not call.share_batch and call.halves > 1:
         plan = plan.repeat(call.halves)
+    plan = plan.prepared(metric.dtype)
     ctx.planned[group] = plan
     return plan.reduced_by(ctx.reduce)
 
@@ -107,15 +109,15 @@ def _view(
     heads: AttentionHeads | None,
 ) -> TokenView:
     call = ctx.call
-    height, width = call.grid
+    height, width = grid = ctx.grid
     if metric.shape[1] != height * width:
         raise PlanError(
             f"block {ctx.block} has {metric.shape[1]} image tokens, the grid is {height}x{width} = {height * width}; "
-            "check `tokens.grid` and the sites' `prefix` in the recipe"
+            "check `tokens.grid`, and the sites' `prefix` and `downsample`, in the recipe"
         )
-    metric = _shared(metric, call.share_batch, call.halves)
+    metric = shared(metric, call.share_batch, call.halves)
     if attention is not None:
-        attention = _shared(attention, call.share_batch, call.halves)
+        attention = shared(attention, call.share_batch, call.halves)
     if heads is not None:
         heads = heads.shared(call.share_batch, call.halves)
     ages = None
@@ -126,13 +128,24 @@ def _view(
         ages = call.state.ages[key]
     importance = None
     if call.reads("importance") and call.state.importance is not None:
-        importance = _shared(call.state.importance, call.share_batch, call.halves)
-    salt = 0 if call.salt is None else combine(call.salt, ctx.group if ctx.draw is None else ctx.draw)
-    return TokenView(metric, call.grid, ages, attention, salt, importance, heads)
+        own = pooled(call.state.importance, call.grid, grid)
+        importance = shared(own, call.share_batch, call.halves)
+    return TokenView(metric, grid, ages, attention, draw_salt(ctx), importance, heads)
 
 
-def _shared(values: torch.Tensor, whole_batch: bool, halves: int) -> torch.Tensor:
-    """Average over what shares a plan: [B, ...] to [1, ...] or [B / halves, ...]."""
+def draw_salt(ctx: BlockContext) -> int | torch.Tensor:
+    """What the draws of a block start from."""
+    if ctx.call.salt is None:
+        return 0
+    return combine(ctx.call.salt, ctx.group if ctx.draw is None else ctx.draw)
+
+
+def shared(values: torch.Tensor, whole_batch: bool, halves: int) -> torch.Tensor:
+    """Average over what shares a plan: [B, ...] to [1, ...] or [B / halves, ...].
+
+    Raises:
+        PlanError: The batch does not split into the halves.
+    """
     if whole_batch:
         return values.mean(0, keepdim=True)
     if halves == 1:
@@ -190,38 +203,36 @@ def linear_part(
 
 def store_feature(ctx: BlockContext, value: torch.Tensor, site: str) -> torch.Tensor:
     """On a refresh step, keep a site's dense output for later forecasts; returns it unchanged."""
-    features, key = ctx.call.state.features, (ctx.block, site)
+    call, key = ctx.call, (ctx.block, site)
+    features, now = call.state.features, call.state.now if call.dates_tokens else None
     if key in features:
-        features[key].record(value)
+        features[key].record(value, now)
     else:
-        older = value.detach().clone() if ctx.call.forecast_order == 1 else None
-        features[key] = Feature(value.detach().clone(), older)
+        features[key] = Feature.of(value, call.forecast_order, now)
     return value
 
 
 def forecast_feature(ctx: BlockContext, site: str) -> torch.Tensor:
-    """Forecast a site's output from its dense steps: a copy (order 0) or a straight line (order 1)."""
+    """Forecast a site's output from what it has stored: a copy (order 0) or a straight line (order 1)."""
     feature = ctx.call.state.features[(ctx.block, site)]
-    if feature.older is None:
-        return feature.newer.clone()  # the block may go on in place
-    return _straight_line(ctx, feature)
+    forecast = feature.forecast(ctx.call.state.slope, ctx.call.state.now)
+    return forecast.clone() if feature.older is None else forecast  # the block may go on in place
 
 
 def blend_forecast(ctx: BlockContext, plan: Plan, tokens: torch.Tensor, site: str) -> torch.Tensor:
     """Unmerge, and let merged positions take only `forecast_weight` of the new value.
 
-    The rest comes from the forecast; tokens that stayed on their own keep their new value.
+    The rest comes from the forecast; tokens that stayed on their own keep their new value, which is stored where the
+    recipe says so (``reuse.update: tokens``).
     """
-    feature = ctx.call.state.features[(ctx.block, site)]
-    forecast = feature.newer if feature.older is None else _straight_line(ctx, feature)
-    share = plan.merged_mask.unsqueeze(-1).to(tokens.dtype) * (1.0 - ctx.call.forecast_weight)
-    return torch.lerp(plan.unmerge(tokens), forecast, share)
-
-
-def _straight_line(ctx: BlockContext, feature: Feature) -> torch.Tensor:
-    slope, older = ctx.call.state.slope, feature.older
-    assert slope is not None and older is not None  # noqa: PT018 - order 1 has both
-    return torch.lerp(feature.newer, older, -slope.to(older.dtype))
+    call, state = ctx.call, ctx.call.state
+    feature = state.features[(ctx.block, site)]
+    merged, new = plan.merged_mask, plan.unmerge(tokens)
+    share = merged.unsqueeze(-1).to(tokens.dtype) * (1.0 - call.forecast_weight)
+    blended = torch.lerp(new, feature.forecast(state.slope, state.now), share)
+    if call.updates_tokens:
+        feature.update(new, ~merged, state.now)
+    return blended
 
 
 def prompt_mask(ctx: BlockContext, tokens: torch.Tensor, start: int, image: int, length: int) -> torch.Tensor:

@@ -20,9 +20,10 @@ from sdtm_fx.phase import Phase, Schedule
 from sdtm_fx.recipe.ratio import ThresholdRatio
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewriting.programs import dense_variant
-from sdtm_fx.runtime.call import BlockContext, Call, OpenSpan, Variant
+from sdtm_fx.runtime.call import BlockContext, Call, OpenSpan, PlanKey, Variant
 from sdtm_fx.runtime.grid import GridReader
 from sdtm_fx.runtime.guidance import check_importance, guidance_change
+from sdtm_fx.runtime.inside import inside_of
 from sdtm_fx.runtime.layout import lay_out_ages, lay_out_plans
 from sdtm_fx.runtime.refreshes import next_stage
 from sdtm_fx.runtime.schedules import CallSize
@@ -62,7 +63,7 @@ class Runtime:
         rehearses: Whether calls run phases out of their order: each as if it were the first call of its step.
         forced: In a rehearsal, the phase to run whatever the schedule says.
         call: The model call in progress, None outside of one.
-        planned: Plans made in this call, by group.
+        planned: Plans made in this call.
         spans: Spans that were entered in this call and not left yet, by id.
         watchers: Told what each rewritten block runs; empty unless someone records.
     """
@@ -79,7 +80,7 @@ class Runtime:
     forced: Phase | None = None
     state: RunState = field(default_factory=RunState)
     call: Call | None = None
-    planned: dict[int, object] = field(default_factory=dict)
+    planned: dict[PlanKey, object] = field(default_factory=dict)
     spans: dict[str, OpenSpan] = field(default_factory=dict)
     manual_halves: int | None = None
     watchers: list[Watcher] = field(default_factory=list)
@@ -256,14 +257,18 @@ class Runtime:
             prompt_bias=state.prompt_bias,
             reduce=None if stage is None else stage.reduce,
             reduces=self.layers.reduces,
+            updates_tokens=recipe.reuse is not None and recipe.reuse.update == "tokens",
+            levels=self.layers.levels,
             gated={} if decision is None else decision.variants(variant, phase.remove),
             gated_stores={}
             if decision is None or served is None
             else decision.variants(dense_variant(recipe, served), 0),
         )
         if stage is not None and phase.stage is not None:
-            removes = self.layers.removes(phase.remove, stage.method, size.grid[0] * size.grid[1])
-            call = replace(call, removes=removes)
+            tokens = size.grid[0] * size.grid[1]
+            removes = self.layers.removes(phase.remove, stage.method, size.grid)
+            inside = inside_of(stage, tokens - phase.remove, recipe.plan.round_to)
+            call = replace(call, removes=removes, inside=inside)
         if self._reads_importance and (self.static or self.rehearses):
             state.lay_out_importance(size.batch, size.grid[0] * size.grid[1], device)
         if self.static:

@@ -13,6 +13,7 @@ from sdtm_fx.cost.model import CostModel
 from sdtm_fx.cost.profile import DeviceKey, DeviceProfile
 from sdtm_fx.phase import Schedule
 from sdtm_fx.recipe.schema import Recipe
+from sdtm_fx.runtime.inside import inside_of
 from sdtm_fx.runtime.refreshes import Suffices, add_refreshes
 from sdtm_fx.schedule import build_schedule
 
@@ -62,10 +63,18 @@ class Schedules:
         if key not in self._asked:
             cost = self.cost.step_cost(size.grid, size.text)
             schedule = build_schedule(self.recipe, steps=size.steps, grid=size.grid, cost=cost)
+            self._check_inside(schedule)
             if self.recipe.reuse is not None:
                 schedule = add_refreshes(schedule, self.refreshes)
             self._asked[key] = schedule
         return self._asked[key]
+
+    def _check_inside(self, schedule: Schedule) -> None:
+        """Raise where a span of some phase keeps fewer slots than what merges inside of it asks for."""
+        for phase in schedule.phases:
+            if phase.stage is not None:
+                stage = self.recipe.stages[phase.stage]
+                inside_of(stage, schedule.tokens - phase.remove, self.recipe.plan.round_to)
 
     def gate(self, size: CallSize, device: torch.device | None, compiled: bool) -> GateDecision | None:
         """What the cost gate decides; None where it is off or has nothing to go by.

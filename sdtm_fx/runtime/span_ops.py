@@ -22,7 +22,7 @@ def enter_span(
         name: Id of the span.
         keeps_stream: Whether the stream is wanted again at the end.
     """
-    ctx.spans[name] = OpenSpan(plan, tokens if keeps_stream else None)
+    ctx.spans[name] = OpenSpan(plan, tokens if keeps_stream else None, ctx.block)
     return plan.merge(tokens)
 
 
@@ -32,7 +32,7 @@ def inside_span(ctx: BlockContext, tokens: torch.Tensor, name: str) -> torch.Ten
     Raises:
         PlanError: The span was not entered in this call, or the tokens are others.
     """
-    kept = _opened(ctx, name).plan.kept
+    kept = opened_span(ctx, name).plan.kept
     if tokens.shape[1] != kept:
         raise PlanError(
             f"block {ctx.block} is inside span {name!r} and got {tokens.shape[1]} image tokens instead of {kept}"
@@ -48,7 +48,7 @@ def leave_span(ctx: BlockContext, tokens: torch.Tensor, name: str) -> torch.Tens
     Raises:
         PlanError: The span was not entered in this call.
     """
-    span = _opened(ctx, name)
+    span = opened_span(ctx, name)
     del ctx.spans[name]
     if span.stream is None:
         return span.plan.unmerge(tokens)
@@ -58,15 +58,20 @@ def leave_span(ctx: BlockContext, tokens: torch.Tensor, name: str) -> torch.Tens
 
 def span_rotary(ctx: BlockContext, table: torch.Tensor, name: str) -> torch.Tensor:
     """[T + N, D] to [T + M, D]: the rows of a position table that belong to the merged tokens of a span."""
-    return gather_rotary(_opened(ctx, name).plan, table)
+    return gather_rotary(opened_span(ctx, name).plan, table)
 
 
 def cut_span_rotary(ctx: BlockContext, table: torch.Tensor, name: str) -> torch.Tensor:
     """The same, but the leading rows, whatever tokens the slots hold (``passes.gather_rotary: false``)."""
-    return cut_rotary(_opened(ctx, name).plan, table)
+    return cut_rotary(opened_span(ctx, name).plan, table)
 
 
-def _opened(ctx: BlockContext, name: str) -> OpenSpan:
+def opened_span(ctx: BlockContext, name: str) -> OpenSpan:
+    """The span that a block is inside of.
+
+    Raises:
+        PlanError: It was not entered in this call.
+    """
     span = ctx.spans.get(name)
     if span is None:
         raise PlanError(

@@ -11,23 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from sdtm_fx.base_plan import Plan
-
-
-@dataclass
-class Feature:
-    """A site's output at the last one or two dense steps, full length: what a forecast starts from.
-
-    Attributes:
-        newer: Output at the last refresh, [B, N, D].
-        older: Output at the refresh before, or None for forecasts of order 0.
-    """
-
-    newer: torch.Tensor
-    older: torch.Tensor | None
-
-    def record(self, value: torch.Tensor) -> None:
-        """Store a dense output in place; `BranchState.shift` has moved the one before."""
-        self.newer.copy_(value.detach())  # no history: it would grow with every step
+from sdtm_fx.runtime.feature import Feature
 
 
 @dataclass
@@ -41,11 +25,12 @@ class BranchState:
         held: Stage of those plans and how many tokens they remove, None while there are none of this generation:
             another stage may remove as many by another method.
         laid_out: Tensors for plans, by stage and tokens removed.
-        features: Per block and site, the outputs of dense steps.
+        features: Per block and site, the outputs that forecasts start from.
         spare: Features of an earlier generation whose tensors serve again; their values mean nothing.
         unsettled: Features that were laid out for the call before: their older value is still to be the newer one.
         refreshed: Steps of the last two refreshes, newest first.
         slope: 0-d float32 tensor: (now - newer) / (newer - older), for forecasts of order 1.
+        now: 0-d float32 tensor: the step, for forecasts of order 1 from steps that every token has of its own.
         salt: 0-d int64 tensor: the counter that the draws of this step start from.
         prompt_bias: 0-d float32 tensor added to the logits of text keys, None without a prompt weight.
         above: Per plan group, how many tokens could be merged above the threshold (SDTM*), 0-d int64.
@@ -64,6 +49,7 @@ class BranchState:
     unsettled: list[Feature] = field(default_factory=list)
     refreshed: tuple[int, ...] = ()
     slope: torch.Tensor | None = None
+    now: torch.Tensor | None = None
     salt: torch.Tensor | None = None
     prompt_bias: torch.Tensor | None = None
     above: dict[int, torch.Tensor] = field(default_factory=dict)
@@ -81,15 +67,14 @@ class BranchState:
     def settle(self) -> None:
         """Make features that were stored for the first time constant: one value draws no line."""
         for feature in self.unsettled:
-            if feature.older is not None:
-                feature.older.copy_(feature.newer)
+            feature.settle()
         self.unsettled = []
 
     def shift(self) -> None:
         """Make every newer feature the older one, in place, before a refresh writes over it."""
-        pairs = [(f.older, f.newer) for f in self.features.values() if f.older is not None]
+        pairs = [pair for feature in self.features.values() for pair in feature.pairs()]
         if pairs:
-            torch._foreach_copy_([older for older, _ in pairs], [newer for _, newer in pairs])
+            torch._foreach_copy_([older for _, older in pairs], [newer for newer, _ in pairs])
 
     def set_slope(self, step: int, device: torch.device) -> None:
         """Update how far ahead of the last refresh `step` is, in units of the last interval."""
@@ -98,6 +83,10 @@ class BranchState:
             newer, older = self.refreshed
             slope = (step - newer) / (newer - older)
         self.slope = _filled(self.slope, slope, torch.float32, device)
+
+    def set_now(self, step: int, device: torch.device) -> None:
+        """Update the step."""
+        self.now = _filled(self.now, step, torch.float32, device)
 
     def set_salt(self, salt: int, device: torch.device) -> None:
         """Update the counter of draws."""
@@ -140,7 +129,7 @@ class BranchState:
     def bytes(self) -> dict[str, int]:
         """Memory held, in bytes, by what it is held for."""
         kept = [*self.features.values(), *self.spare.values()]
-        features = [t for f in kept for t in (f.newer, f.older) if t is not None]
+        features = [t for f in kept for t in f.tensors().values()]
         laid_out = [plan for plans in self.laid_out.values() for plan in plans.values()]
         plans = [t for plan in [*self.plans.values(), *laid_out] for t in plan.tensors()]
         return {

@@ -26,8 +26,11 @@ def begin_step(
     state.settle()
     if phase.refresh and state.set_refreshed(step):
         state.shift()
-    if recipe.reuse is not None and recipe.reuse.order == 1 and phase.stage is not None:
-        state.set_slope(step, device)
+    if recipe.reuse is not None and recipe.reuse.order == 1:
+        if recipe.reuse.update == "tokens":
+            state.set_now(step, device)
+        elif phase.stage is not None:
+            state.set_slope(step, device)
     if phase.stage is not None and recipe.stages[phase.stage].method.merges:
         state.held = phase.stage, phase.remove
     # Filled on the device: a copy from the host would make it wait.

@@ -86,6 +86,17 @@ MORE: dict[str, dict[str, Any]] = {
         "stages.structure.method": {"name": "ca_tome"},
         "stages.structure.ratio": {"threshold": 0.2, "start": 0.5},
     },
+    "tokens cached": {
+        "stages": [
+            {
+                "name": "all",
+                "until": 1.0,
+                "sites": ["ff"],
+                "method": {"name": "token_cache", "probe_queries": 16},
+            }
+        ],
+        "reuse": {"order": 1, "weight": 0.0, "update": "tokens"},
+    },
     "fewer keys": {
         "sites.attn.merge": "keys",
         "stages.structure.method": {"name": "todo"},

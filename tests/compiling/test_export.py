@@ -261,3 +261,31 @@ def test_a_missing_or_damaged_cache_is_an_error(tmp_path: Path) -> None:
     broken.write_bytes(b"not a cache")
     with pytest.raises(PackageError, match=r"broken\.bin is not a whole compile cache \(11 bytes\)"):
         sdtm_fx.load_compile_cache(broken)
+
+
+@pytest.mark.slow
+def test_tokens_that_are_stored_one_by_one_are_carried(tmp_path: Path) -> None:
+    model, inputs = SD3.model(), SD3.inputs()
+    method = {"name": "token_cache", "probe_queries": 16}
+    changes = {
+        "stages": [{"name": "all", "until": 1.0, "sites": ["ff"], "method": method}],  # two phases
+        "reuse": {"order": 1, "weight": 0.0, "update": "tokens"},
+        "keep_dense.last_steps": 0,
+    }
+    sdtm_fx.rewrite(model, SD3.recipe({**FEW, **changes}))
+    calls: list[Any] = []
+    handle = model.register_forward_pre_hook(
+        lambda m, a, kwargs: calls.append({k: v for k, v in kwargs.items() if isinstance(v, torch.Tensor)}),
+        with_kwargs=True,
+    )
+    eager = run_steps(model, inputs)
+    handle.remove()
+    sdtm_fx.export(model, tmp_path / "exported", SIZE)
+    assert len(list((tmp_path / "exported").glob("*.pt2"))) == 2
+    packaged = sdtm_fx.load(tmp_path / "exported")
+    for _ in range(2):  # the second generation starts afresh
+        with packaged.steps() as clock:
+            for call, expected in zip(calls, eager, strict=True):
+                found = packaged(**call, return_dict=False)[0]
+                torch.testing.assert_close(found, expected, rtol=ROUNDING, atol=ROUNDING)
+                clock.advance()

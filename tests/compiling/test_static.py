@@ -69,7 +69,11 @@ def test_no_compiled_phase_waits_for_the_host(case: Case) -> None:
         check_static(graph)
 
 
-@pytest.mark.parametrize("name", sdtm_fx.list_recipes())
+# The methods of baselines are compiled one by one elsewhere; the small models here have too few blocks for them.
+OWN = [name for name in sdtm_fx.list_recipes() if not name.startswith("baselines/") and name != "sdxl"]
+
+
+@pytest.mark.parametrize("name", OWN)
 def test_no_phase_of_a_shipped_recipe_waits_for_the_host(name: str) -> None:
     """Every operation of every phase, told without the compiler, which takes a minute a recipe."""
     case = shipped_case(name)

@@ -25,6 +25,7 @@ from sdtm_fx.methods import (
     SiTo,
     ToDo,
     ToFu,
+    TokenCache,
     TokenView,
     ToMA,
     ToMe,
@@ -57,6 +58,8 @@ METHODS: list[Method] = [
     AtEdm(iterations=2, probe_queries=8),
     AtEdm(iterations=2, rank="entropy"),
     AtEdm(iterations=1, rank="hard_clip", similarity="cosine"),
+    TokenCache(),
+    TokenCache(rank="random"),
 ]
 FORBIDDEN = (
     "nonzero",

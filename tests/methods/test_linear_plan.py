@@ -12,7 +12,11 @@ from sdtm_fx.errors import PlanError
 from sdtm_fx.linear_plan import LinearPlan, weigh_tokens
 from sdtm_fx.methods import TokenView, ToMA
 from sdtm_fx.regions import stripes
+from sdtm_fx.runtime.call import BlockContext
+from sdtm_fx.runtime.ops import plan_tokens
 from sdtm_fx.short_rows import ShortRows
+from tests.passes.blocks import image
+from tests.passes.working import ATTN, FF, Calls, recipe
 
 GRID, TOKENS = (6, 7), 42
 FORMS = [
@@ -226,3 +230,40 @@ def test_what_a_missing_row_names_does_not_matter() -> None:
     ]  # fmt: skip
     assert plans[0].positions.tolist() == [[1, 2, 5]]
     assert all(torch.equal(a, b) for a, b in zip(plans[0].tensors(), plans[1].tensors(), strict=True))
+
+
+@pytest.mark.parametrize("method", FORMS, ids=repr)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_prepared_plan_computes_the_same_bit_for_bit(method: ToMA, dtype: torch.dtype) -> None:
+    plan = plan_of(method)
+    ready = plan.prepared(dtype)
+    assert ready.ways is not None
+    assert all(matrix.dtype == dtype for matrix in ready.ways)
+    for kind in (torch.float32, torch.bfloat16):  # features of another dtype are served too
+        x, y = noise(2, TOKENS, 5).to(kind), noise(2, plan.kept, 5, seed=1).to(kind)
+        assert torch.equal(ready.merge(x), plan.merge(x))
+        assert torch.equal(ready.unmerge(y), plan.unmerge(y))
+        behind, lead = ready.after_prefix(3), x[:, :3]
+        assert torch.equal(behind.merge(torch.cat([lead, x], 1)), torch.cat([lead, plan.merge(x)], 1))
+    assert [t.data_ptr() for t in ready.tensors()] == [t.data_ptr() for t in plan.tensors()]
+
+
+def test_other_tensors_are_not_merged_by_what_was_prepared() -> None:
+    one, other = plan_of(FORMS[1]), plan_of(FORMS[1], seed=1)
+    x = noise(2, TOKENS, 5)
+    moved = one.prepared(x.dtype).with_tensors(other.tensors())
+    assert torch.equal(moved.merge(x), other.merge(x))
+    assert not torch.equal(moved.merge(x), one.merge(x))
+    twice = one.prepared(x.dtype).repeat(2)
+    assert torch.equal(twice.merge(torch.cat([x, x]))[2:], one.merge(x))
+
+
+def test_the_plans_of_a_call_are_prepared_and_those_that_are_kept_hold_no_more() -> None:
+    rules = recipe([ATTN, FF], method={"name": "toma", "tile": [2, 2]}, plan={"every_steps": 2})
+    calls, planned = Calls(rules), {}
+    made = plan_tokens(BlockContext(calls.make(), 0, planned), image().bfloat16())
+    assert isinstance(made, LinearPlan)
+    assert made.ways is not None and made.ways[0].dtype == torch.bfloat16  # noqa: PT018
+    kept = calls.state.plans[0]
+    assert isinstance(kept, LinearPlan)
+    assert kept.ways is None

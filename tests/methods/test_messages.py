@@ -23,6 +23,7 @@ from sdtm_fx.methods import (
     SiTo,
     Skip,
     ToFu,
+    TokenCache,
     TokenView,
     ToMA,
     ToMe,
@@ -78,6 +79,20 @@ METHOD: TypeAdapter[Any] = TypeAdapter(AnyMethod)
             r"toma: found a former plan that removes 4 of 35 tokens; accepted one that removes 3 of 35",
         ),
         (lambda: Skip().plan(VIEW, 35), r"skip: .*has no plan"),
+        (
+            lambda: TokenCache().plan(VIEW, 35),
+            r"token_cache on a 5x7 grid: found 35 .*0 to 34 in multiples of 1",
+        ),
+        (
+            lambda: TokenCache().plan(VIEW, 3),
+            r"token_cache: found no attention; accepted \[batch, tokens\], .*or rank 'random'",
+        ),
+        (
+            lambda: TokenCache(rank="random").plan(VIEW, 3).reduced_by("mean"),
+            r"found reduce 'mean' for tokens that are computed alone; accepted 'prune'",
+        ),
+        (lambda: TokenCache().count_above(VIEW, 0.5), r"token_cache: found a threshold; accepted a ratio"),
+        (lambda: plan_merge("token_cach", X, grid=(5, 7), remove=3), r"did you mean 'token_cache'"),
         (lambda: plan_merge("smm", X, grid=(5, 7), remove=3), r"'smm'; accepted ssm, .*did you mean 'ssm'"),
         (lambda: plan_merge("ssm", X, grid=(5, 7), remove=3, windw=(2, 2)), r"ssm\.windw: Unexpected"),
         (lambda: plan_merge(SSM(), X, grid=(5, 7), remove=3, window=(2, 2)), r"options \['window'\] beside"),
@@ -115,6 +130,8 @@ def test_plans_that_cannot_be_made(call: Any, message: str) -> None:
         (lambda: ToMA(region="stripe", select="global"), r"found select 'global' .*accepted 'stripe'"),
         (lambda: IDM(radius=1), r"idm: found radius 1 and rank 'inattentive' without a window"),
         (lambda: IDM(rank="both"), r"rank 'both' without a window"),
+        (lambda: TokenCache(window=(1, 1)), r"token_cache: found window \(1, 1\); accepted .*two tokens"),
+        (lambda: TokenCache(interval=0), r"token_cache: found interval 0; accepted 1 or more steps"),
     ],
 )
 def test_options_that_cannot_be(make: Any, message: str) -> None:
@@ -143,6 +160,10 @@ def test_options_that_cannot_be(make: Any, message: str) -> None:
             ToMA(region="stripe", stripes=8, unmerge="pseudo_inverse"),
         ),
         ({"name": "uniform", "window": [4, 4]}, Uniform(window=(4, 4))),
+        (
+            {"name": "token_cache", "rank": "random", "interval": 4, "probe_queries": None},
+            TokenCache(rank="random", interval=4, probe_queries=None),
+        ),
         ({"name": "skip"}, Skip()),
     ],
 )
@@ -170,6 +191,10 @@ def test_recipes_write_options_as_mappings(written: dict[str, object], method: o
         ({"name": "idm", "probe_queries": 0}, ("idm", "probe_queries")),
         ({"name": "idm", "radius": 1}, ("idm",)),
         ({"name": "to_do"}, ()),
+        ({"name": "token_cache", "rank": "randon"}, ("token_cache", "rank")),
+        ({"name": "token_cache", "bonus": -0.1}, ("token_cache", "bonus")),
+        ({"name": "token_cache", "interval": 0}, ("token_cache", "interval")),
+        ({"name": "token_cache", "age_weigth": 0.1}, ("token_cache", "age_weigth")),
         ({"name": "toma", "region": "tiles"}, ("toma", "region")),
         ({"name": "toma", "temperature": 0}, ("toma", "temperature")),
         ({"name": "toma", "tile": [4]}, ("toma", "tile")),

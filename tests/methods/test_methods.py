@@ -27,6 +27,7 @@ from sdtm_fx.methods import (
     SiTo,
     ToDo,
     ToFu,
+    TokenCache,
     TokenView,
     ToMA,
     ToMe,
@@ -68,6 +69,8 @@ MERGING: list[Method] = [
     AtEdm(probe_queries=4, band=(0.0, 0.02)),
     AtEdm(rank="power", similarity="cosine"),
     AtEdm(rank="entropy", iterations=2),
+    TokenCache(),
+    TokenCache(rank="random", window=(3, 2), age_weight=0.0),
 ]
 """Methods whose plans assign every token to one slot."""
 MIXING: list[Method] = [

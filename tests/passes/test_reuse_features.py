@@ -128,6 +128,24 @@ def test_merged_positions_blend_and_others_are_new() -> None:
     close(out, torch.where(mask, 0.25 * new + 0.75 * stored, new))
 
 
+@pytest.mark.parametrize("update", ["dense", "tokens"])
+def test_a_merging_step_stores_lone_tokens_where_the_recipe_says_so(update: str) -> None:
+    block = TailBlock(lambda b, y, x, t: y)
+    rules = recipe([FF], reuse={"order": 0, "weight": 0.25, "update": update})
+    calls, older = Calls(rules), image(seed=7)
+    work_on(block, (older, C), rules, variant=REFRESH).run(older, C, call=calls.make(variant=REFRESH))
+    dense = calls.state.features[0, "ff"].newer.clone()
+    planned: dict[int, Any] = {}
+    work_on(block, (X, C), rules).run(X, C, call=calls.make(remove=9), planned=planned)
+    plan, stored = planned[0], calls.state.features[0, "ff"].newer
+    if update == "dense":
+        assert torch.equal(stored, dense)
+        return
+    with torch.no_grad():
+        new = plan.unmerge(block.ff(plan.merge(X)))
+    close(stored, torch.where(plan.merged_mask[..., None], dense, new))  # blends are stored nowhere
+
+
 def test_a_second_run_finds_nothing() -> None:
     for variant in (REFRESH, None):
         rules = recipe([ATTN, FF], reuse=REUSE)

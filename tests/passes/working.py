@@ -17,8 +17,9 @@ from sdtm_fx.phase import Phase
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewriting.codegen import copy_graph, graph_function
 from sdtm_fx.rewriting.runner import run_passes
+from sdtm_fx.rewriting.spans import SpanPlace, sites_inside
 from sdtm_fx.rewriting.work import BlockWork, Pass, SitePlace
-from sdtm_fx.runtime.call import BlockContext, Call, Variant
+from sdtm_fx.runtime.call import BlockContext, Call, OpenSpan, Variant
 from sdtm_fx.runtime.state import BranchState
 from tests.passes.blocks import GRID
 
@@ -40,6 +41,7 @@ DUAL = [ATTN | {"output": 0}, ATTN | {"id": "attn2", "match": "attn2"}, FF]
 def recipe(sites: Sequence[dict[str, Any]], merged: Sequence[str] | None = None, **more: Any) -> Recipe:
     """A recipe of one stage; `match` of a site is the path inside the block."""
     stage = {"method": more.pop("method", SSM), "reduce": more.pop("reduce", None)}
+    stage["inside"] = more.pop("inside", None)
     data: dict[str, Any] = {
         "version": 1,
         "name": "toy",
@@ -86,6 +88,7 @@ class Worked:
         call: Call,
         planned: dict[int, object] | None = None,
         block: nn.Module | None = None,
+        spans: dict[str, OpenSpan] | None = None,
         **kwargs: Any,
     ) -> Any:
         """Run the generated code."""
@@ -93,7 +96,8 @@ class Worked:
         _, leaves = flatten(Signature.of(type(block).forward).bind(args, kwargs))
         function = graph_function(self.work.graph, block, "worked")
         with torch.no_grad():
-            return function(block, BlockContext(call, 0, {} if planned is None else planned), *leaves)
+            context = BlockContext(call, 0, {} if planned is None else planned, spans=spans or {})
+            return function(block, context, *leaves)
 
     def nodes(self) -> Counter[str]:
         """The multiset of what the graph calls."""
@@ -101,13 +105,20 @@ class Worked:
 
 
 def capture_work(
-    block: nn.Module, args: tuple[Any, ...], rules: Recipe, variant: Variant = MERGE, **kwargs: Any
+    block: nn.Module,
+    args: tuple[Any, ...],
+    rules: Recipe,
+    variant: Variant = MERGE,
+    span: SpanPlace | None = None,
+    **kwargs: Any,
 ) -> BlockWork:
-    """Capture a block; the sites of the recipe are paths inside it."""
+    """Capture a block; the sites of the recipe are paths inside it, and its place is one in the first span."""
     key, leaves = flatten(Signature.of(type(block).forward).bind(args, kwargs))
     places = tuple(SitePlace(i, s.match, s.match) for i, s in enumerate(rules.sites))
     stage = variant.stage if variant.stage is not None else variant.refresh
     wanted = rules.stages[stage if stage is not None else variant.measure or 0].sites
+    if span is not None:
+        wanted = sites_inside(rules, variant.stage) if span.is_short(rules.spans[0]) else ()
     return BlockWork(
         graph=copy_graph(capture_block(block, key, leaves).graph),
         block=block,
@@ -115,6 +126,7 @@ def capture_work(
         variant=variant,
         places=tuple(p for p in places if rules.sites[p.site_index].id in wanted),
         attention_places=tuple(p for p in places if rules.sites[p.site_index].kind == "attention"),
+        span=span,
     )
 
 
@@ -176,6 +188,7 @@ class Calls:
             "salt": None,
             "prompt_bias": torch.zeros(()),
             "reduce": self.rules.stages[0].reduce,
+            "updates_tokens": reuse is not None and reuse.update == "tokens",
         }
         return Call(**(values | changes))
 

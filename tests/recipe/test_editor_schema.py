@@ -44,6 +44,12 @@ def test_a_recipe_that_extends_may_be_partial(
     assert not validator.is_valid(document), "without a base it is not whole"
 
 
+def test_spans_of_the_base_are_changed_by_name(validator: jsonschema.Draft202012Validator) -> None:
+    document = {**HEAD, "extends": "baselines/at-edm-sd3-medium", "spans": {"middle": {"last": -1}}}
+    assert validator.is_valid(document)
+    assert [span.last for span in Recipe.from_mapping(document).spans][1] == -1, "and the loader agrees"
+
+
 @pytest.mark.parametrize(
     "part",
     [
@@ -54,6 +60,7 @@ def test_a_recipe_that_extends_may_be_partial(
         {"sites": [{"id": "a"}]},
         {"sites": {"ff": {"expct": 1}}},
         {"stages": {"detail": {"until": "1"}}},
+        {"spans": {"block": {"frist": 1}}},
         {"extends": 3},
     ],
 )

@@ -57,7 +57,7 @@ def test_errors_point_into_the_file_that_holds_the_fault(base: Path) -> None:
         Recipe.from_file(path)
     assert caught.value.args[0].splitlines() == [
         f"{path}:7: sites[0].kid: found an unknown key; accepted id, kind, match, input, output, "
-        "prefix, rotary, metric, merge, "
+        "prefix, rotary, metric, merge, downsample, "
         "expect (did you mean 'kind'?)",
         f"{path}:6: sites[1].expect: found -1; accepted an integer from 1 or null",
         f"{path}:4: ratio.end: found 2; accepted a number from 0 to below 1",
@@ -140,7 +140,9 @@ def test_load_recipe_takes_names_paths_mappings_and_recipes(base: Path, example:
     assert load_recipe(example) is example
     assert load_recipe("paper/sd3-medium").name == "paper/sd3-medium"
     with pytest.raises(
-        RecipeError, match=r"found the recipe name 'flux1-dev'; accepted .* \(did you mean 'flux.1-dev'"
+        RecipeError,
+        match=r"found the recipe name 'flux1-dev'; accepted 'flux.1-dev', .*'toy-sd3', one under baselines/ or paper/ "
+        r"\(`sdtm-fx recipes list`\), or a path that ends in .yaml \(did you mean 'flux.1-dev'",
     ):
         load_recipe("flux1-dev")
 

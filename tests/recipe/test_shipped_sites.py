@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
 from torch import nn
 
+from sdtm_fx.explaining.shapes import build_shape
 from sdtm_fx.recipe import compile_match, list_recipes, load_recipe
 
 
@@ -37,13 +40,20 @@ def flux() -> nn.Module:
     )
 
 
-def model_of(recipe: str) -> nn.Module:
+@functools.cache
+def build(kind: str) -> nn.Module:
     with torch.device("meta"):
-        if "flux" in recipe:
+        if kind == "flux":
             return flux()
-        if "3.5-medium" in recipe:
+        if kind == "sdxl":
+            return build_shape("sdxl")
+        if kind == "3.5-medium":
             return sd3(24, dual=13)
-        return sd3(38 if "large" in recipe else 24)
+        return sd3(38 if kind == "large" else 24)
+
+
+def model_of(recipe: str) -> nn.Module:
+    return build(next((kind for kind in ("flux", "sdxl", "3.5-medium", "large") if kind in recipe), "sd3"))
 
 
 @pytest.mark.parametrize("name", list_recipes())

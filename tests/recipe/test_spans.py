@@ -82,10 +82,6 @@ def test_recipes_without_spans_keep_their_hash() -> None:
             "found the span 'body' with a threshold; accepted a ratio",
         ),
         (
-            {"plan": {"proportional": True}},
-            "plan.proportional: found true beside spans; accepted false there: slots are weighed at sites",
-        ),
-        (
             {"spans": [{**SPAN, "rotary": "tables"}]},
             "found 'body', whose rotary tables have no batch axis, with a plan per sample; accepted plan.share",
         ),

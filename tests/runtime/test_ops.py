@@ -94,7 +94,8 @@ def test_attention_is_averaged_like_the_tokens() -> None:
 
 def test_tokens_that_are_not_the_grids_are_an_error() -> None:
     message = (
-        f"block 3 has {TOKENS - 1} image tokens, the grid is 4x6 = 24; check `tokens.grid` and the sites'"
+        f"block 3 has {TOKENS - 1} image tokens, the grid is 4x6 = 24; check `tokens.grid`, and the sites' `prefix` "
+        "and `downsample`, in the recipe"
     )
     with pytest.raises(PlanError, match=re.escape(message)):
         plan(make(Spy()), block=3, x=X[:, 1:])

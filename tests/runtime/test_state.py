@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdtm_fx.plan import identity_plan
-from sdtm_fx.runtime.state import BranchState, Feature, RunState
+from sdtm_fx.runtime.feature import Feature
+from sdtm_fx.runtime.state import BranchState, RunState
 
 CPU = torch.device("cpu")
 

@@ -39,10 +39,10 @@ def test_the_coarsest_lattice_that_comes_near_is_taken() -> None:
 
 def test_blocks_without_a_rule_do_what_the_phase_does() -> None:
     rates = LayerRates(scales={1: 0.5, 4: 0.25}, round_to=64)
-    assert rates.removes(2048, ToMe(), 4096) == {1: 1024, 4: 512}
-    assert [rates.remove(block, 1536, SSM(), 4096) for block in (0, 1, 4)] == [1536, 768, 384]
-    assert rates.remove(1, 4096, Skip(), 4096) == 4096
-    assert LayerRates().removes(2048, ToMe(), 4096) == {}
+    assert rates.removes(2048, ToMe(), (64, 64)) == {1: 1024, 4: 512}
+    assert [rates.remove(block, 1536, SSM(), (64, 64)) for block in (0, 1, 4)] == [1536, 768, 384]
+    assert rates.remove(1, 4096, Skip(), (64, 64)) == 4096
+    assert LayerRates().removes(2048, ToMe(), (64, 64)) == {}
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.001])

@@ -73,8 +73,8 @@ def by_hand(
     enter: str,
     residual: str,
     method: Mapping[str, Any] = SSM,
-) -> Iterator[None]:
-    """A span on a model that is not rewritten."""
+) -> Iterator[list[Plan]]:
+    """A span on a model that is not rewritten; yields the plan of the call in progress."""
     plans: list[Plan] = []
     options: dict[str, Any] = {key: value for key, value in method.items() if key != "name"}
     streams: list[torch.Tensor] = []
@@ -116,7 +116,7 @@ def by_hand(
         handles.append(blocks[first].register_forward_hook(behind_first))
     handles.append(blocks[last].register_forward_hook(behind_last))
     try:
-        yield
+        yield plans
     finally:
         for handle in handles:
             handle.remove()

@@ -274,7 +274,7 @@ def test_explain_lists_spans() -> None:
     assert all(site.tokens_after == KEPT and site.macs_after is not None for site in inside)
     assert all(site.macs_after.total < site.macs_before.total for site in inside)  # type: ignore[union-attr]
     assert told.as_dict()["spans"][0]["span"] == "body"
-    assert told.gate.says == "does not weigh spans: the recipe merges wherever it says"
+    assert "nothing was measured" in told.gate.says
 
 
 def test_explain_prints_spans(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import sdtm_fx
-from sdtm_fx.errors import PlanError
+from sdtm_fx.errors import PlanError, RewriteError
 from sdtm_fx.methods import Importance
 from sdtm_fx.runtime.guidance import guidance_change
 from tests.pipelines import tiny_flux_pipeline, tiny_sd3_pipeline
-from tests.user.cases import FLUX_DEV, SD3, all_equal, run_steps, the_rewriting
-from tests.user.runs import flux_images, sd3_images
+from tests.user.cases import FLUX_DEV, SD3, all_equal, module_state, run_steps, the_rewriting
+from tests.user.runs import sd3_images
 
 IMPORTANCE = {
     "stages": [{"name": "all", "until": 1.0, "sites": ["attn", "ff"], "method": {"name": "importance"}}],
@@ -139,11 +139,31 @@ def test_without_guidance_it_is_an_error_that_names_what_is_missing() -> None:
         PlanError, match=r"found no scores of the step before; this call holds no two guidance halves"
     ):
         sd3_images(pipe, 3, cfg=False)
-    flux = sdtm_fx.rewrite(
-        tiny_flux_pipeline(), FLUX_DEV.recipe({**IMPORTANCE, "stages.all.sites": ["ff"], "plan.share": []})
-    )
-    with pytest.raises(PlanError, match=r"the model runs without guidance \(guidance-distilled models do\)"):
-        flux_images(flux, 3)
+
+
+def flux_recipe() -> sdtm_fx.Recipe:
+    return FLUX_DEV.recipe({**IMPORTANCE, "stages.all.sites": ["ff"], "plan.share": []})
+
+
+def test_a_pipeline_that_never_stacks_halves_is_refused_at_once() -> None:
+    pipe = tiny_flux_pipeline()
+    before = module_state(pipe.transformer)
+    with pytest.raises(
+        RewriteError,
+        match=r"reads what guidance changes .*FluxPipeline does not stack guidance halves in one batch, or does not "
+        r"say so: it has no do_classifier_free_guidance .*accepted: a pipeline that has, .*cfg_halves=2",
+    ):
+        sdtm_fx.rewrite(pipe, flux_recipe())
+    assert module_state(pipe.transformer) == before
+
+
+def test_a_model_that_returns_no_latent_image_is_refused_at_once() -> None:
+    model = FLUX_DEV.model()
+    with pytest.raises(
+        RewriteError,
+        match=r"FluxTransformer2DModel returns \[\d+, \d+, 16\]; accepted: a model that returns \[batch, ch",
+    ):
+        sdtm_fx.rewrite(model, flux_recipe())
 
 
 def test_a_generation_that_starts_in_the_middle_has_no_step_before() -> None:
