@@ -11,7 +11,7 @@ from sdtm_fx.recipe.check_caches import check_caches
 from sdtm_fx.recipe.check_inside import check_inside
 from sdtm_fx.recipe.check_keys import check_keys, check_proportional
 from sdtm_fx.recipe.check_layers import check_layers, check_reduce
-from sdtm_fx.recipe.check_plans import check_destinations, check_importance, check_sharing
+from sdtm_fx.recipe.check_plans import check_destinations, check_importance, check_kept, check_sharing
 from sdtm_fx.recipe.check_ratios import check_ratios
 from sdtm_fx.recipe.check_spans import check_spans
 from sdtm_fx.recipe.match import compile_match
@@ -33,6 +33,7 @@ def find_problems(recipe: Recipe) -> tuple[Problem, ...]:
         *check_caches(recipe),
         *check_sharing(recipe),
         *check_destinations(recipe),
+        *check_kept(recipe),
         *check_layers(recipe),
         *check_reduce(recipe),
         *check_importance(recipe),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from sdtm_fx.methods import METHODS, Skip
 from sdtm_fx.recipe.check_keys import keyed_sites
 from sdtm_fx.recipe.problems import Problem, misfit
+from sdtm_fx.recipe.ratio import ThresholdRatio
 
 if TYPE_CHECKING:
     from sdtm_fx.recipe.schema import Recipe
@@ -47,6 +48,18 @@ def check_destinations(recipe: Recipe) -> Iterator[Problem]:
                 "its own",
                 f"only methods that choose destinations before they weigh tokens: {', '.join(choosing)}",
             )
+
+
+def check_kept(recipe: Recipe) -> Iterator[Problem]:
+    """Check that some stage keeps the plans that are to be kept: under a threshold every step counts anew."""
+    merging = [stage for stage in recipe.stages if stage.method.merges]
+    fixed = [s for s in merging if not isinstance(s.ratio or recipe.ratio, ThresholdRatio)]
+    if recipe.plan.every_steps > 1 and merging and not fixed:
+        yield misfit(
+            ("plan", "every_steps"),
+            f"{recipe.plan.every_steps} where every stage that merges has a threshold, whose steps all make plans",
+            "a ratio without a threshold in some stage, or 1",
+        )
 
 
 def check_importance(recipe: Recipe) -> Iterator[Problem]:

@@ -80,3 +80,17 @@ def test_editors_know_it(example: Recipe) -> None:
     assert validator.is_valid(data)
     data["plan"]["destinations_every"] = 0
     assert not validator.is_valid(data)
+
+
+def test_plans_that_no_stage_would_keep_are_an_error(example: Recipe) -> None:
+    """Under a threshold every step makes a plan of its own."""
+    stage = {"name": "all", "until": 1.0, "sites": ["ff"], "method": {"name": "ssm"}}
+    threshold, constant = {"threshold": 0.8, "start": 0.5}, {"curve": "constant", "start": 0.3}
+    data = {**example.to_data(), "stages": [stage], "ratio": threshold, "plan": {"every_steps": 2}}
+    message = r"plan\.every_steps: found 2 where every stage that merges has a threshold, whose steps all make plans"
+    with pytest.raises(
+        RecipeError, match=f"{message}; accepted a ratio without a threshold in some stage, or 1"
+    ):
+        Recipe.from_mapping(data)
+    fixed = [{**stage, "until": 0.5}, {**stage, "name": "late", "ratio": constant}]
+    assert Recipe.from_mapping({**data, "stages": fixed}).plan.keeps_plans, "one of the stages keeps them"
