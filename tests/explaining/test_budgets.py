@@ -93,6 +93,7 @@ def test_no_shape_is_an_error() -> None:
         build_shape("sdlx")
 
 
+@pytest.mark.slow
 def test_images_decide_no_more_than_the_least_that_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a small model of the toy's class: a threshold counts as the most that it may remove."""
     from sdtm_fx.bench.configs import BenchModel
