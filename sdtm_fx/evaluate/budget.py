@@ -57,7 +57,7 @@ def match_budget(
 
 
 def solve(recipe: Recipe, costs: Costs, *, knob: Knob, speedup: float) -> Match:
-    """Turn ``ratio`` or ``interval`` by the cost model alone; see `match_budget`.
+    """Turn ``ratio``, ``interval`` or ``leading`` by the cost model alone; see `match_budget`.
 
     Args:
         recipe: The recipe that `costs` was measured with, or one that differs in ratios and dense steps.

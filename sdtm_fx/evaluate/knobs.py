@@ -1,4 +1,4 @@
-"""Knobs that the cost model alone can turn: ratios by one factor, and how far apart dense steps lie."""
+"""Knobs that the cost model alone can turn: ratios by one factor, and where dense steps lie."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ def turn(recipe: Recipe, costs: Costs, knob: Knob) -> tuple[list[float], Callabl
     Args:
         recipe: A recipe.
         costs: Measured with it.
-        knob: ``ratio`` or ``interval``.
+        knob: ``ratio``, ``interval`` or ``leading``.
 
     Raises:
         BudgetError: The knob does nothing to this recipe, or is found by sampling.
     """
     if knob == "threshold":
         raise BudgetError(f"{recipe.name}: knob 'threshold' is found by sampling; use match_budget")
-    return (_turn_ratio if knob == "ratio" else _turn_interval)(recipe, costs)
+    turns = {"ratio": _turn_ratio, "interval": _turn_interval, "leading": _turn_leading}
+    return turns[knob](recipe, costs)
 
 
 def _turn_ratio(recipe: Recipe, costs: Costs) -> tuple[list[float], Callable[[float], Recipe]]:
@@ -92,6 +93,16 @@ def _turn_interval(recipe: Recipe, costs: Costs) -> tuple[list[float], Callable[
         return recipe.override({"keep_dense.every_steps": int(every) if every == int(every) else every})
 
     return [_distance(steps, dense) for dense in range(steps - 1, 0, -1)], apply
+
+
+def _turn_leading(recipe: Recipe, costs: Costs) -> tuple[list[float], Callable[[float], Recipe]]:
+    """Every number of leading dense steps from the recipe's own on, and the recipe for a number."""
+    own, last = recipe.keep_dense.first_steps, recipe.keep_dense.last_steps
+
+    def apply(first: float) -> Recipe:
+        return recipe.override({"keep_dense.first_steps": int(first)})
+
+    return [float(first) for first in range(own, costs.size.steps - last)], apply
 
 
 def _distance(steps: int, dense: int) -> float:

@@ -13,10 +13,11 @@ from typing import Literal, TypeAlias
 from sdtm_fx.errors import SdtmFxError
 from sdtm_fx.recipe.schema import Recipe
 
-Knob: TypeAlias = Literal["ratio", "interval", "threshold"]
+Knob: TypeAlias = Literal["ratio", "interval", "leading", "threshold"]
 """What is turned: ``ratio`` multiplies every ratio of the recipe by one factor and so keeps the shape of its
 curve; ``interval`` is `keep_dense.every_steps`, fractions included, so that dense steps stay spread evenly (the
-leading and trailing dense steps of the recipe stay); ``threshold`` is that of SDTM*, found by sampling."""
+leading and trailing dense steps of the recipe stay); ``leading`` is `keep_dense.first_steps`, the number of dense
+steps before anything is left out; ``threshold`` is that of SDTM*, found by sampling."""
 
 TOLERANCE = 0.02
 """A match within this relative difference is called close; a knob with few settings may miss it."""

@@ -82,6 +82,23 @@ def test_an_interval_spreads_dense_steps_until_the_budget_is_met(
     assert match.recipe.keep_dense.every_steps == match.value
 
 
+def test_leading_steps_are_added_until_no_more_is_saved_than_wanted(
+    pipe: ToySD3Pipeline, caching: Costs
+) -> None:
+    recipe = CACHING.override({"keep_dense": {"first_steps": 2, "last_steps": 1, "every_steps": 3}})
+    found = [solve(recipe, caching, knob="leading", speedup=wanted) for wanted in (1.3, 1.5, 2.2)]
+    assert all(match.speedup == pytest.approx(match.wanted, rel=0.04) for match in found)
+    assert all(explained(pipe, m, 28) == pytest.approx(m.speedup, rel=1e-9) for m in found)
+    first = [match.recipe.keep_dense.first_steps for match in found]
+    assert first == [match.value for match in found] == sorted(first, reverse=True)
+    assert 2 < first[-1] < first[0] < 27
+    assert {match.recipe.keep_dense.every_steps for match in found} == {3}
+    with pytest.raises(
+        BudgetError, match=r"knob 'leading': found a budget of 4x; accepted 1\.\d+x to 2\.\d+x"
+    ):
+        solve(recipe, caching, knob="leading", speedup=4.0)
+
+
 def test_few_steps_have_few_settings_and_say_what_they_reach(pipe: ToySD3Pipeline) -> None:
     recipe = CACHING.override({"keep_dense": {"first_steps": 1, "last_steps": 0}})
     costs = costs_at(pipe, recipe, 4)

@@ -57,7 +57,10 @@ def test_shipped_studies_load(name: str) -> None:
 
 
 def test_the_studies_that_are_published_ship() -> None:
-    assert set(list_studies()) >= {"methods-toy-sd3", "ablations-toy-sd3", "rotary-toy-flux"}
+    assert set(list_studies()) == {
+        "methods-toy-sd3", "ablations-toy-sd3", "rotary-toy-flux", "leading-toy-sd3", "baselines-toy-sd3",
+        "baselines-toy-flux",
+    }  # fmt: skip
     assert load_study("methods-toy-sd3").spec.budgets == (1.3, 1.5, 2.2)
 
 
@@ -111,7 +114,7 @@ def test_rows_are_solved_or_left_out_with_a_reason(
         (
             "knob: interval\n",
             "knob: intervall\n",
-            r":15: rows\[4\]\.knob: .*'ratio', 'interval' or 'threshold'",
+            r":15: rows\[4\]\.knob: .*'ratio', 'interval', 'leading' or 'threshold'",
         ),
         (
             "knob: interval, b",
