@@ -10,39 +10,12 @@ from typing import Any
 
 import torch
 
+from sdtm_fx.cost.cost import Cost
 from sdtm_fx.cost.counter import Macs
 from sdtm_fx.explaining.explain import explain
 from sdtm_fx.phase import Phase
 from sdtm_fx.rewriting.rewriting import Rewriting, rewriting_of
 from sdtm_fx.runtime.schedules import CallSize
-
-
-@dataclass(frozen=True)
-class Cost:
-    """MACs of sampling, per image.
-
-    Attributes:
-        macs: Of all steps.
-        dense: Of all steps of the dense model.
-    """
-
-    macs: Macs
-    dense: Macs
-
-    @property
-    def linear(self) -> float:
-        """Share of the dense MACs, linear layers only (the convention of the SDTM paper)."""
-        return self.macs.linear / self.dense.linear
-
-    @property
-    def total(self) -> float:
-        """Share of the dense MACs, all of them."""
-        return self.macs.total / self.dense.total
-
-    @property
-    def speedup(self) -> float:
-        """Total dense MACs over total MACs."""
-        return self.dense.total / self.macs.total
 
 
 def rewriting_in(pipeline: Any) -> tuple[torch.nn.Module, Rewriting] | None:

@@ -11,9 +11,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sdtm_fx.cost.cost import Cost
 from sdtm_fx.cost.counter import Macs
 from sdtm_fx.errors import SdtmFxError
-from sdtm_fx.evaluate.cost import Cost
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdtm_fx.cost.cost import Cost
 from sdtm_fx.cost.counter import Macs
 from sdtm_fx.errors import SdtmFxError
-from sdtm_fx.evaluate.cost import Cost
 from sdtm_fx.evaluate.drawing import check_pipeline, draw
 from sdtm_fx.evaluate.drawn import Drawn
 from sdtm_fx.evaluate.fidelity import SSIM_WINDOW, psnr, ssim

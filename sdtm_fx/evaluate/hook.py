@@ -13,9 +13,9 @@ from diffusers.hooks import HookRegistry, TaylorSeerCacheConfig, apply_taylorsee
 from diffusers.models.cache_utils import CacheMixin
 from pydantic import Field
 
+from sdtm_fx.cost.cost import Cost
 from sdtm_fx.cost.counter import MacCounter, Macs
 from sdtm_fx.errors import NothingMatched
-from sdtm_fx.evaluate.cost import Cost
 from sdtm_fx.evaluate.match import check_reach
 from sdtm_fx.evaluate.row import Row
 from sdtm_fx.recipe.part import Part, Positive, Text

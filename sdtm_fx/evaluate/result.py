@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
+from sdtm_fx.cost.cost import Cost
 from sdtm_fx.cost.counter import Macs
 from sdtm_fx.errors import SdtmFxError, nearest
-from sdtm_fx.evaluate.cost import Cost
 from sdtm_fx.evaluate.interval import Estimate, mean_interval, paired_differences, share_interval
 from sdtm_fx.evaluate.row import Row
 from sdtm_fx.evaluate.sampling import Sampling

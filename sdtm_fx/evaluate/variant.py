@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, TypeAlias
 
-from sdtm_fx.evaluate.cost import Cost, CostWatch
+from sdtm_fx.cost.cost import Cost
+from sdtm_fx.evaluate.cost import CostWatch
 from sdtm_fx.evaluate.hook import CountedCalls, HookedRow
 from sdtm_fx.evaluate.row import Row
 from sdtm_fx.rewrite import rewritten

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from sdtm_fx.cost.cost import Cost
 from sdtm_fx.cost.counter import Macs
 from sdtm_fx.explaining.explain import explain
 from sdtm_fx.explaining.shapes import PUBLISHED
@@ -17,31 +18,17 @@ from sdtm_fx.runtime.schedules import CallSize
 
 
 @dataclass(frozen=True)
-class Budget:
-    """MACs of one step.
+class Budget(Cost):
+    """MACs of one step: the mean over all steps of a generation, planning included.
 
     Attributes:
-        macs: With the recipe, planning included: the mean over all steps of a generation.
-        last: The same of the last step.
-        dense: Without.
+        last: Those of the last step, with the recipe.
         decided: Whether the recipe says all of it. Otherwise images decide while they are sampled, and `macs` is
             what the most that may go leaves.
     """
 
-    macs: Macs
     last: Macs
-    dense: Macs
     decided: bool
-
-    @property
-    def linear(self) -> float:
-        """Share of the dense MACs, linear layers only (the convention of the SDTM paper)."""
-        return self.macs.linear / self.dense.linear
-
-    @property
-    def total(self) -> float:
-        """Share of the dense MACs, all of them."""
-        return self.macs.total / self.dense.total
 
 
 def count_budget(
@@ -84,7 +71,12 @@ def count_budget(
                     )
                 )  # fmt: skip
             total = total + saved[phase]
-    return Budget(dense - total * (1 / steps), dense - saved[phases[-1]], dense, not any(schedule.choices))
+    return Budget(
+        macs=dense - total * (1 / steps),
+        dense=dense,
+        last=dense - saved[phases[-1]],
+        decided=not any(schedule.choices),
+    )
 
 
 def _most(schedule: Schedule, step: int) -> Phase:

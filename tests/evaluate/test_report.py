@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from sdtm_fx.cost.cost import Cost
 from sdtm_fx.cost.counter import Macs
 from sdtm_fx.evaluate import Estimate, Evaluation, Row, RowResult, Sampling
-from sdtm_fx.evaluate.cost import Cost
 from sdtm_fx.evaluate.figure import draw_figure
 from sdtm_fx.evaluate.report import as_dict, as_text, render, to_json
 from sdtm_fx.evaluate.sheet import draw_sheet
