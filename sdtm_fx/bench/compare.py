@@ -8,14 +8,15 @@ from dataclasses import dataclass
 
 import torch
 
-from sdtm_fx.bench.configs import BenchModel
+from sdtm_fx.bench.configs import BenchModel, config_of
 from sdtm_fx.bench.measure import at_one_ratio, steps_for
 from sdtm_fx.bench.pairing import BenchSetup, Pairing, pair_of_models
 from sdtm_fx.bench.timing import seconds
 from sdtm_fx.explaining.explain import explain
 from sdtm_fx.explaining.report import PhaseReport
 from sdtm_fx.recipe.schema import Recipe
-from sdtm_fx.rewrite import steps
+from sdtm_fx.rewrite import rewrite, steps
+from sdtm_fx.schedule import build_schedule
 
 
 @dataclass(frozen=True)
@@ -111,14 +112,25 @@ def compare_recipes(
         on_run: Called after each triple, for progress bars.
 
     Raises:
-        ScheduleError: A recipe cannot remove the ratio at this size.
+        SdtmFxError: A recipe does not fit the model, or cannot remove the ratio at this size; nothing was timed.
     """
+    for recipe in recipes:
+        _check(model, recipe, setup)
     return tuple(found for recipe in recipes for found in _compare_one(model, recipe, setup, on_run))
 
 
 def compared_stages(recipes: Sequence[Recipe]) -> int:
     """How many stages `compare_recipes` times."""
     return sum(stage.method.merges for recipe in recipes for stage in recipe.stages)
+
+
+def _check(model: BenchModel, recipe: Recipe, setup: BenchSetup) -> None:
+    """Rewrite and schedule on meta, so that the last of many recipes is not refused after an hour."""
+    flat = _alternating(recipe, setup.ratio)
+    with torch.device("meta"):
+        built = model.build(**config_of(model, setup.layers)).eval().requires_grad_(False)
+    rewrite(built, flat)
+    build_schedule(flat, steps=steps_for(flat, 2), grid=setup.grid)
 
 
 def _compare_one(
