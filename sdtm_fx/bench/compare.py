@@ -103,7 +103,7 @@ def compare_recipes(
     """Time every stage of every recipe that merges: a dense call, one with fresh plans, one with kept plans.
 
     Each recipe runs as in `bench_stages`, at one ratio (one whose ratio is full keeps that). Plans are made in every
-    second step. Forecasts, whose cost is not that of a method, are left out unless another stage skips.
+    second step. Forecasts, whose cost is not that of a method, are left out unless a stage lives on them.
 
     Args:
         model: What to build, with random weights.
@@ -179,8 +179,8 @@ def _triple(pairing: Pairing, advance: Callable[[], object]) -> Triple:
 def _alternating(recipe: Recipe, ratio: float) -> Recipe:
     """At one ratio, with plans of which every other step makes new ones."""
     flat = at_one_ratio(recipe, ratio).override({"plan.every_steps": 2, "plan.destinations_every": None})
-    skips = any(not stage.method.merges for stage in flat.stages)
-    return flat if skips else flat.override(reuse=None)
+    stores = any(stage.method.caches or not stage.method.merges for stage in flat.stages)
+    return flat if stores else flat.override(reuse=None)
 
 
 def _phases_of(phases: Sequence[PhaseReport], stage: str) -> tuple[PhaseReport, PhaseReport]:

@@ -57,6 +57,13 @@ def test_rules_for_blocks_that_are_not_built_are_left_out(small_sd3: configs.Ben
     assert compare_recipes(small_sd3, [ruled], SETUP)[0].kept == 31
 
 
+def test_a_method_that_lives_on_stored_values_keeps_them(small_sd3: configs.BenchModel) -> None:
+    reuse = {"order": 0, "weight": 0.0, "update": "tokens"}
+    found = compare_recipes(small_sd3, [one_stage({"name": "token_cache"}, reuse=reuse)], SETUP)
+    assert [c.method for c in found] == ["token_cache"]
+    assert found[0].planning_macs > 0
+
+
 def test_all_recipes_are_checked_before_the_first_is_timed(small_sd3: configs.BenchModel) -> None:
     misfit = one_stage({"name": "uniform"}).override({"sites.ff.match": "transformer_blocks.*.fff"})
     timed: list[int] = []
