@@ -88,6 +88,7 @@ def evaluate(
     wanted = given.judged if given is not None and judge_images is None else judge_images
     judge = _judge(source, wanted)
     judged = 0 if judge is None else paired if wanted is None else wanted
+    _warn_early(console, judge, judged)
     count = max(paired, judged)
     sampling = Sampling(
         prompts=choose_prompts(source, prompts, count, seed),
@@ -140,6 +141,19 @@ def _judge(source: ModelSource, wanted: int | None) -> Judge | None:
             f"eval: the judge knows the scenes of the toys only; --judge-images must be 0 for {source.name}"
         )
     return None
+
+
+def _warn_early(console: Console, judge: Judge | None, judged: int) -> None:
+    """Say before hours of drawing what the judge will not be able to say."""
+    import torch
+
+    from sdtm_fx.evaluate.judging import judge_features, too_few
+
+    if judge is None or not judged:
+        return
+    missing = too_few(judged, judge_features(judge, torch.zeros(1, 3, 32, 32)).shape[1])
+    if missing is not None:
+        console.print(f"no Fréchet distances: {missing} (--judge-images)", style="yellow", highlight=False)
 
 
 def _rows(

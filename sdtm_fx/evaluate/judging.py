@@ -65,13 +65,18 @@ def yardstick(judge: Judge, dense: Tensor, real: Tensor | None) -> Yardstick:
             "numbers only"
         )
     features = judge_features(judge, dense)
-    least = least_images(features.shape[1])
-    missing = None
-    if len(dense) < least:
-        missing = (
-            f"{len(dense)} judged images are too few for {features.shape[1]} features, {least} are needed"
-        )
+    missing = too_few(len(dense), features.shape[1])
     return Yardstick(None if real is None else judge_features(judge, real), features, missing)
+
+
+def too_few(images: int, features: int) -> str | None:
+    """Why so many images have no Fréchet distance over so many features; None where they have one."""
+    least = least_images(features)
+    return (
+        None
+        if images >= least
+        else f"{images} judged images are too few for {features} features, {least} are needed"
+    )
 
 
 def judge_features(judge: Judge, images: Tensor) -> Tensor:

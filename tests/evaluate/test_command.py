@@ -93,6 +93,10 @@ def test_the_judge_grades_the_images_of_a_toy(tmp_path: Path) -> None:
     result = run("--recipe", "toy-sd3", *small, "--out", str(tmp_path))
     assert "The judge (3 images)" in result.stdout
     assert "Fréchet distances not computed: 3 judged images are too few" in result.stdout
+    early = result.stdout.index(
+        "no Fréchet distances: 3 judged images are too few for 128 features, 129 are needed"
+    )
+    assert early < result.stdout.index("images ")
     data = data_in(tmp_path)
     assert len(data["rows"][0]["right"]) == 3
     assert len(data["rows"][0]["psnr"]["values"]) == 2
