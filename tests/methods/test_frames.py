@@ -9,7 +9,19 @@ from hypothesis import strategies as st
 
 from sdtm_fx.errors import PlanError
 from sdtm_fx.grids import TokenGrid, coarser, join_blocks, outside_blocks, split_blocks, tokens_on
-from sdtm_fx.methods import FIDM, IDM, SSM, LocalMatch, Method, SiTo, TokenCache, TokenView, ToMA, ToMe, Uniform
+from sdtm_fx.methods import (
+    FIDM,
+    IDM,
+    SSM,
+    LocalMatch,
+    Method,
+    SiTo,
+    TokenCache,
+    TokenView,
+    ToMA,
+    ToMe,
+    Uniform,
+)
 from sdtm_fx.methods.importance import Importance
 from sdtm_fx.methods.neighbours import best_neighbour
 from sdtm_fx.methods.todo import ToDo
@@ -82,7 +94,9 @@ def test_blocks_come_back_to_where_they_were(grid: TokenGrid, window: TokenGrid)
 
 
 def test_a_window_with_frames_asks_for_a_grid_with_frames() -> None:
-    with pytest.raises(PlanError, match=r"found window 2x2x2 \(frames, height, width\) on a grid of 8x6, which has no"):
+    with pytest.raises(
+        PlanError, match=r"found window 2x2x2 \(frames, height, width\) on a grid of 8x6, which has no"
+    ):
         SSM(window=(2, 2, 2)).capacity((8, 6))
 
 
@@ -132,7 +146,9 @@ def test_one_frame_is_planned_as_an_image(method: Method) -> None:
     assert same_slots(method.plan(flat, remove), method.plan(framed, remove))
 
 
-@pytest.mark.parametrize("method", [m for m in MERGING if isinstance(m, ToDo | SSM) and not isinstance(m, LocalMatch)])
+@pytest.mark.parametrize(
+    "method", [m for m in MERGING if isinstance(m, ToDo | SSM) and not isinstance(m, LocalMatch)]
+)
 def test_all_that_goes_goes_alike_in_every_frame(method: Method) -> None:
     """At the full ratio a video is planned as its frames are."""
     view, grid = make_view(5, (3, 5, 6)), (5, 6)
@@ -159,7 +175,7 @@ def test_neighbours_are_those_of_a_plain_search_in_the_same_frames(
     targets = windows.tokens(CPU)[:, 0][None]
     cosine, token = best_neighbour(x, windows, targets, radius)
     unit = torch.nn.functional.normalize(x[0], dim=1)
-    layers, rows, columns = windows.counts
+    _, rows, columns = windows.counts
     for number, members in enumerate(windows.tokens(CPU).tolist()):
         layer, row, column = number // (rows * columns), number // columns % rows, number % columns
         near = [
@@ -192,7 +208,7 @@ def test_the_best_of_windows_at_odd_edges() -> None:
     score = torch.arange(3 * 3 * 3, dtype=torch.float32)[None]
     best = best_of_windows(score, (3, 3, 3), (2, 2, 2)).view(3, 3, 3)
     assert best.sum() == 8, "2 x 2 x 2 windows, seven of them smaller"
-    assert best[1, 1, 1] and best[2, 2, 2] and best[1, 2, 1]
+    assert best[(1, 2, 1), (1, 2, 2), (1, 2, 1)].all()
     assert best_of_windows(score, (3, 3, 3), (2, 2)).sum() == 3 * 4
 
 

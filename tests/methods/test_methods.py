@@ -98,9 +98,7 @@ def make_heads(draw: torch.Generator, tokens: int, batch: int) -> AttentionHeads
     return AttentionHeads(query, key, text)
 
 
-def make_view(
-    seed: int, grid: TokenGrid, batch: int = 2, dtype: torch.dtype = torch.float32
-) -> TokenView:
+def make_view(seed: int, grid: TokenGrid, batch: int = 2, dtype: torch.dtype = torch.float32) -> TokenView:
     draw = torch.Generator().manual_seed(seed)
     tokens = tokens_on(grid)
     return TokenView(
