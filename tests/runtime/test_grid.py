@@ -11,7 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdtm_fx.errors import PlanError
-from sdtm_fx.recipe.tokens import ArgumentsGrid, FixedGrid, Grid, IdsGrid, LatentGrid, Protect, ShapesGrid, Tokens
+from sdtm_fx.recipe.tokens import (
+    ArgumentsGrid,
+    FixedGrid,
+    Grid,
+    IdsGrid,
+    LatentGrid,
+    Protect,
+    ShapesGrid,
+    Tokens,
+)
 from sdtm_fx.runtime.grid import GridReader, ImageLayout
 
 IDS = IdsGrid(ids="img_ids")
@@ -186,7 +195,10 @@ def test_shapes_of_an_image_and_of_references(shapes: object, expected: ImageLay
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [
-        (None, "argument 'img_shapes', this call has None; accepted: for every sample a list of (frames, height, width)"),
+        (
+            None,
+            "argument 'img_shapes', this call has None; accepted: for every sample a list of (frames, height, width)",
+        ),
         ([[(4, 6)]], "this call has [[(4, 6)]]; accepted"),
         ([[(1, 4, 6)], [(1, 6, 4)]], "'img_shapes' gives samples of one call shapes that differ"),
     ],
@@ -207,7 +219,9 @@ def test_ids_with_other_columns_and_references() -> None:
     assert reader.read({"img_ids": torch.cat([image, reference])[None]}) == ImageLayout((4, 6), 10)
     with pytest.raises(PlanError, match="go back to the image behind those of references"):
         reader.read({"img_ids": torch.cat([image[:12], reference, image[12:]])})
-    with pytest.raises(PlanError, match=re.escape("have shape (24, 4); accepted: [tokens, columns] with 6 columns")):
+    with pytest.raises(
+        PlanError, match=re.escape("have shape (24, 4); accepted: [tokens, columns] with 6 columns")
+    ):
         reader_of(IdsGrid(ids="img_ids", columns=(1, 5))).read({"img_ids": image})
 
 
@@ -229,9 +243,13 @@ def test_protected_frames_are_left_out_of_the_grid() -> None:
 
 def test_a_grid_of_another_kind_is_refused() -> None:
     tokens = Tokens(grid=LatentGrid(latent="x", patch=(1, 2, 2)))
-    with pytest.raises(PlanError, match=r"found a grid of 4x3 tokens; this recipe accepts \(frames, height, width\)"):
+    with pytest.raises(
+        PlanError, match=r"found a grid of 4x3 tokens; this recipe accepts \(frames, height, width\)"
+    ):
         tokens.mergeable((4, 3))
-    with pytest.raises(PlanError, match=r"found a grid of 2x4x3 tokens; this recipe accepts \(height, width\)"):
+    with pytest.raises(
+        PlanError, match=r"found a grid of 2x4x3 tokens; this recipe accepts \(height, width\)"
+    ):
         Tokens(grid=IDS).mergeable((2, 4, 3))
 
 

@@ -410,7 +410,9 @@ def test_rows_of_protected_tokens_references_and_text_stay_on_their_sides() -> N
 
 def test_tables_along_another_axis_are_told_apart() -> None:
     made = SSM().plan(TokenView(X[:1], GRID), 12)
-    with pytest.raises(PlanError, match=f"have 1 rows along axis 0, fewer than the {TOKENS} image tokens; check `rot"):
+    with pytest.raises(
+        PlanError, match=f"have 1 rows along axis 0, fewer than the {TOKENS} image tokens; check `rot"
+    ):
         rotary_ops.gather_rotary(made, torch.zeros(1, TOKENS, 4))
 
 

@@ -146,7 +146,9 @@ def make(text_last: bool = False) -> Clip:
     return Clip(text_last).eval()
 
 
-def run(model: nn.Module, call: dict[str, torch.Tensor], steps: int = 2, count: int | None = None) -> list[torch.Tensor]:
+def run(
+    model: nn.Module, call: dict[str, torch.Tensor], steps: int = 2, count: int | None = None
+) -> list[torch.Tensor]:
     with torch.no_grad(), sdtm_fx.steps(model, steps) as clock:
         results = []
         for _ in range(count or steps):
@@ -158,7 +160,9 @@ def run(model: nn.Module, call: dict[str, torch.Tensor], steps: int = 2, count: 
 def seen(model: nn.Module, path: str, call: dict[str, torch.Tensor]) -> torch.Tensor:
     """What reaches a module in the last of two steps."""
     given: list[torch.Tensor] = []
-    handle = model.get_submodule(path).register_forward_pre_hook(lambda _, args: given.append(args[0].clone()))
+    handle = model.get_submodule(path).register_forward_pre_hook(
+        lambda _, args: given.append(args[0].clone())
+    )
     if rewriting_of(model) is None:
         model(**call)
     else:
@@ -197,11 +201,11 @@ def test_what_is_never_merged_reaches_the_site_as_it_is(
     assert windows.shape[1:] == (12, 4, WIDTH)
 
 
-@pytest.mark.parametrize("sites", [["plain", "ff"], ["plain", "ff", "plain_attn", "attn"], ["plain_attn", "attn"]])
+@pytest.mark.parametrize(
+    "sites", [["plain", "ff"], ["plain", "ff", "plain_attn", "attn"], ["plain_attn", "attn"]]
+)
 @pytest.mark.parametrize(("text_last", "side", "told"), LAYOUTS)
-def test_ratio_zero_and_restore_are_exact(
-    text_last: bool, side: str, told: str, sites: list[str]
-) -> None:
+def test_ratio_zero_and_restore_are_exact(text_last: bool, side: str, told: str, sites: list[str]) -> None:
     model, call = make(text_last), inputs(references=7)
     with torch.no_grad():
         dense = model(**call)
@@ -260,23 +264,25 @@ def test_rotary_tables_follow_the_tokens_and_leave_the_others(text_last: bool, s
 @pytest.mark.parametrize("merge", ["tokens", "keys"])
 @pytest.mark.parametrize("references", [0, 7])
 @pytest.mark.parametrize(("text_last", "side", "told"), LAYOUTS)
-def test_explain_counts_what_runs(
-    text_last: bool, side: str, told: str, references: int, merge: str
-) -> None:
+def test_explain_counts_what_runs(text_last: bool, side: str, told: str, references: int, merge: str) -> None:
     model, call = make(text_last), inputs(frames=4, references=references)
     sites = ["ff", "attn", "plain", "plain_attn"]
     changes = {"stages.all.sites": sites, "plan.share": ["batch"], "sites.attn.merge": merge}
     sdtm_fx.rewrite(model, recipe(side, told, **changes, **{"stages.all.method": {"name": "uniform"}}))
     run(model, call)
     told_of = sdtm_fx.explain(model, quiet=True)
-    assert (told_of.grid, told_of.protected, told_of.references) == ((3, HEIGHT, WIDTH_IN_TOKENS), FRAME, references)
+    assert (told_of.grid, told_of.protected, told_of.references) == (
+        (3, HEIGHT, WIDTH_IN_TOKENS),
+        FRAME,
+        references,
+    )
     (phase,) = told_of.phases
     assert phase.ratio == pytest.approx(0.5)
     with MacCounter() as counter, torch.no_grad(), sdtm_fx.steps(model, 2):
         model(**call)
     assert phase.macs.linear == pytest.approx(counter.macs.linear, rel=1e-6)
     assert phase.macs.total == pytest.approx(counter.macs.total, rel=1e-6)
-    assert all(site.kept == 36 for site in told_of.sites)
+    assert all(site.tokens_after == 36 for site in told_of.sites)
     assert "24 tokens of protected frames" in sdtm_fx.explaining.render.as_text(told_of)
     given = sdtm_fx.explain(model, grid=(4, HEIGHT, WIDTH_IN_TOKENS), references=references, quiet=True)
     assert given.phases[0].macs == phase.macs
@@ -301,7 +307,12 @@ def test_forecasts_leave_protected_frames_text_and_references_alone() -> None:
     length = x.shape[1] + TEXT
     angle = torch.arange(length)[:, None] * torch.linspace(0.01, 1, WIDTH)
     with torch.no_grad():
-        want, _ = first(x, call["encoder_hidden_states"], call["timestep"][:, None] * torch.ones(WIDTH), (angle.cos(), angle.sin()))
+        want, _ = first(
+            x,
+            call["encoder_hidden_states"],
+            call["timestep"][:, None] * torch.ones(WIDTH),
+            (angle.cos(), angle.sin()),
+        )
     got = caught[2]
     assert torch.allclose(got[:, :FRAME], want[:, :FRAME], atol=1e-6)
     assert torch.allclose(got[:, -7:], want[:, -7:], atol=1e-6)
@@ -336,5 +347,7 @@ def test_a_sequence_that_does_not_add_up_is_refused() -> None:
     sdtm_fx.restore(model)
     sdtm_fx.rewrite(model, recipe("suffix", "*", **{"stages.all.sites": ["ff"]}))
     call["img_ids"] = ids(frames=5)
-    with pytest.raises(PlanError, match="runs on 77 tokens; 96 image tokens of the grid 4x4x6 beside 24 others need 120"):
+    with pytest.raises(
+        PlanError, match="runs on 77 tokens; 96 image tokens of the grid 4x4x6 beside 24 others need 120"
+    ):
         run(model, call)
