@@ -72,11 +72,11 @@ def site(**more: Any) -> list[dict[str, Any]]:
         ),
         (
             {"stages": stage(name="ssm", window=[1, 1, 1])},
-            "found window (1, 1, 1); accepted (height, width), or (frames, height, width) on a grid with frames, with two",
+            "found window (1, 1, 1); accepted (height, width), or (frames, height, width) on a grid with frames",
         ),
         (
             {"sites": site(prefix="*", suffix="*")},
-            "sites[0].suffix: found '*' beside prefix '*'; accepted what is left of the sequence on one side of the image",
+            "sites[0].suffix: found '*' beside prefix '*'; accepted what is left of the sequence on one side",
         ),
         (
             {"tokens": {"grid": {"shapes": "img_shapes"}}, "sites": site(downsample=2)},
