@@ -17,7 +17,7 @@ from sdtm_fx.grids import TokenGrid, tokens_on
 from sdtm_fx.recipe import Recipe
 from tests.families.video import TEXT, VIDEOS, Video
 
-SIZES: list[tuple[int, TokenGrid]] = [(2, (5, 4, 6)), (1, (3, 5, 7))]
+SIZES: list[tuple[int, TokenGrid]] = [(2, (5, 4, 6)), (1, (7, 5, 7))]
 """Batches and grids: odd frames, not square, and one with odd sides."""
 STEPS = 6
 STRUCTURE, DETAIL = 2, 4

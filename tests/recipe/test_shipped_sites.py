@@ -65,7 +65,8 @@ VIDEOS: dict[str, Callable[[], nn.Module]] = {
         num_layers=28, num_attention_heads=1, attention_head_dim=8, cross_attention_dim=8, caption_channels=8
     ),
     "cogvideox": lambda: CogVideoXTransformer3DModel(
-        num_layers=42, num_attention_heads=1, attention_head_dim=8, text_embed_dim=8
+        num_layers=42, num_attention_heads=1, attention_head_dim=16, text_embed_dim=8,
+        use_rotary_positional_embeddings=True,
     ),
 }  # fmt: skip
 """Video models with the released numbers of blocks."""
