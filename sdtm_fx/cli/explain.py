@@ -28,6 +28,11 @@ def explain(
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 28,
     height: Annotated[int, typer.Option(min=1, help="Height in image tokens (64 for 1024 px).")] = 64,
     width: Annotated[int, typer.Option(min=1, help="Width in image tokens.")] = 64,
+    frames: Annotated[
+        int | None,
+        typer.Option(min=1, help="Frames of tokens, for recipes for videos: 21 for 81 frames of Wan."),
+    ] = None,
+    references: Annotated[int, typer.Option(min=0, help="Tokens of reference images.")] = 0,
     batch: Annotated[int | None, typer.Option(min=1, help="Samples per call, with guidance halves.")] = None,
     text: Annotated[int | None, typer.Option(min=1, help="Text tokens.")] = None,
     dtype: Annotated[
@@ -53,8 +58,9 @@ def explain(
     if dtype is not None:
         built.to(_dtype(dtype))
     sdtm_fx.rewrite(built, _fit(parsed, name))
+    grid = (height, width) if frames is None else (frames, height, width)
     explanation = sdtm_fx.explain(
-        built, steps=steps, grid=(height, width), batch=batch or 1, text=text, quiet=True
+        built, steps=steps, grid=grid, batch=batch or 1, text=text, references=references, quiet=True
     )
     if as_json:
         typer.echo(json.dumps(explanation.as_dict(), indent=1))

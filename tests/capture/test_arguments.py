@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdtm_fx.capture.arguments import Signature, flatten, leaf_names, pick_leaves, unflatten
+from sdtm_fx.capture.blocks import capture_block
 from sdtm_fx.errors import CaptureError
 
 
@@ -172,3 +173,29 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, list | tuple):
         return type(one) is type(other) and len(one) == len(other) and all(map(same, one, other))
     return bool(one == other) and type(one) is type(other)
+
+
+class Variadic(torch.nn.Module):
+    """Takes more than it names, as the blocks of HunyuanVideo do."""
+
+    def forward(self, x: torch.Tensor, scale: float, *rest: torch.Tensor, **more: object) -> torch.Tensor:
+        for other in rest:
+            x = x + other
+        return x * scale
+
+
+def test_what_exceeds_the_parameters_is_bound_where_there_is_a_place_for_it() -> None:
+    signature, x = Signature.of(Variadic.forward), torch.ones(2)
+    assert signature.bind((x, 2.0), {}) == {"x": x, "scale": 2.0}
+    bound = signature.bind((x, 2.0, x, x), {"flag": True})
+    assert bound["rest"] == (x, x)
+    args, kwargs = signature.spread(bound)
+    assert (len(args), kwargs) == (4, {"flag": True})
+    assert signature.spread(signature.bind((x,), {"scale": 2.0}))[0] == ()
+
+
+def test_a_block_that_takes_more_is_captured() -> None:
+    block, x = Variadic(), torch.arange(6.0).view(1, 2, 3)
+    key, leaves = flatten(Signature.of(Variadic.forward).bind((x, 2.0, x + 1), {}))
+    capture = capture_block(block, key, leaves)
+    assert [str(n.target) for n in capture.graph.nodes if n.op == "placeholder"] == ["x", "scale", "rest_0"]

@@ -87,3 +87,18 @@ def test_a_recipe_without_a_published_shape_asks_for_one(tmp_path: Path) -> None
     recipe.write_text("version: 1\nname: mine\nextends: sd3-medium\n")
     _, err = run(str(recipe), code=1)
     assert "no published shape for recipe 'mine'; give --model (sd3-medium, " in err
+
+
+@pytest.mark.slow
+def test_a_recipe_for_videos_asks_for_frames(tmp_path: Path) -> None:
+    config = {"_class_name": "WanTransformer3DModel", "num_layers": 40, "num_attention_heads": 2,
+              "attention_head_dim": 12, "text_dim": 8, "ffn_dim": 16, "freq_dim": 8}  # fmt: skip
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    size = ("--steps", "4", "--height", "4", "--width", "6", "--text", "7")
+    data = explained("wan2.1-t2v-14b", "--config", str(path), *size, "--frames", "4")
+    assert data["grid"] == [4, 4, 6]
+    _, error = run("wan2.1-t2v-14b", "--config", str(path), *size, code=1)
+    assert "found a grid of 4x6 tokens; this recipe accepts (frames, height, width)" in " ".join(
+        error.split()
+    )

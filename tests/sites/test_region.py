@@ -89,3 +89,23 @@ def test_a_digraph_has_an_edge_per_use() -> None:
     digraph = as_digraph(graph)
     assert set(digraph.nodes) == set(graph.nodes)
     assert {(a, b) for b in graph.nodes for a in b.all_input_nodes} == set(digraph.edges)
+
+
+def test_a_sequence_may_be_cut_behind_the_site() -> None:
+    """Text and image in one sequence, each with a residual of its own (CogVideoX)."""
+
+    def cut(f: nn.Module, x: torch.Tensor, g: torch.Tensor) -> object:
+        y = f(x)
+        return x[:, :1] + g * y[:, :1], x[:, 1:] + y[:, 1:]
+
+    def lost(f: nn.Module, x: torch.Tensor, g: torch.Tensor) -> object:
+        y = f(x)
+        return x[:, :1] + y[:, :1], y[:, 1:] * g
+
+    def channels(f: nn.Module, x: torch.Tensor, g: torch.Tensor) -> object:
+        y = f(x)
+        return x[..., :1] + y[..., :1], x[..., 1:] + y[..., 1:]
+
+    assert path(cut) == ["f"]
+    assert path(lost) is None, "one part has no residual"
+    assert path(channels) is None, "channels are no tokens"
