@@ -29,11 +29,16 @@ class ExampleSize:
 
 
 def example_size(recipe: Recipe) -> ExampleSize:
-    """The size of the call that a model is traced with: small, not square, and room for the recipe's windows."""
+    """The size of the call that a model is traced with: small, not square where the model takes that, and with room
+    for the recipe's windows."""
     windows = [w for w in (getattr(stage.method, "window", None) for stage in recipe.stages) if w is not None]
     height = max([4, *(2 * w[0] for w in windows)])
     width = max([4, *(2 * w[1] for w in windows)])
     coarsest = max(site.downsample for site in recipe.sites)  # has room for them too
+    grid = recipe.tokens.grid
+    if isinstance(grid, LatentGrid) and grid.square:
+        side = 2 * max(height, width) * coarsest
+        return ExampleSize(grid=(side, side))
     return ExampleSize(grid=(2 * height * coarsest, (2 * width - 2) * coarsest))
 
 
@@ -69,6 +74,7 @@ def example_call(model: torch.nn.Module, recipe: Recipe, size: ExampleSize) -> d
         for argument in outer:
             owner = owner.setdefault(argument, {})
         owner[key] = _fill(spec, shape, size, tensor)
+    call = {name: _numbered(name, value) for name, value in call.items()}
     if hasattr(model, "config"):
         call["return_dict"] = False
     return call
@@ -105,9 +111,23 @@ def _shape(
     return tuple(shape)
 
 
+def _numbered(name: str, value: Any) -> Any:
+    """The tuple that a mapping from ``0``, ``1`` and so on stands for; everything else as it is."""
+    if not isinstance(value, dict) or not any(key.isdecimal() for key in value):
+        return value
+    places = [str(place) for place in range(len(value))]
+    if sorted(value) != sorted(places):
+        raise RewriteError(
+            f"inputs.{name}: found the places {', '.join(value)}; accepted: {', '.join(places)}, as a tuple has them"
+        )
+    return tuple(value[place] for place in places)
+
+
 def _fill(spec: InputSpec, shape: tuple[int, ...], size: ExampleSize, like: torch.Tensor) -> torch.Tensor:
     if spec.fill == "zeros":
         return torch.zeros(shape, dtype=like.dtype, device=like.device)
+    if spec.fill == "labels":
+        return torch.zeros(shape, dtype=torch.int64, device=like.device)
     if spec.fill == "grid_ids":
         ids = torch.zeros(*size.grid, shape[-1], dtype=like.dtype, device=like.device)
         ids[..., -2] += torch.arange(size.grid[0], device=like.device)[:, None]
@@ -115,6 +135,11 @@ def _fill(spec: InputSpec, shape: tuple[int, ...], size: ExampleSize, like: torc
         return ids.reshape(-1, shape[-1])
     # Values do not matter to a trace; a constant keeps example calls free of random numbers.
     return torch.full(shape, 0.5 if spec.fill is None else 1.0, dtype=like.dtype, device=like.device)
+
+
+def takes_text(recipe: Recipe) -> bool:
+    """Whether calls have text of any length; class labels, or text that is always padded to one length, are none."""
+    return any("text" in spec.shape for spec in recipe.inputs.values())
 
 
 def text_length(recipe: Recipe, arguments: Mapping[str, Any]) -> int:

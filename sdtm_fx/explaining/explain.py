@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 from sdtm_fx.capture.blocks import capture_outer
-from sdtm_fx.capture.example import ExampleSize, example_call
+from sdtm_fx.capture.example import ExampleSize, example_call, takes_text
 from sdtm_fx.cost.counter import MacCounter, Macs
 from sdtm_fx.cost.decision import GateDecision
 from sdtm_fx.cost.saving import Saving
@@ -44,7 +44,7 @@ def explain(
         grid: (height, width) in image tokens (a 1024 px image of SD3 or FLUX has 64 x 64); by default that of the
             last call, or the model's ``sample_size``.
         batch: Samples per call, CFG halves counted; by default that of the last call, or 1.
-        text: Text tokens; by default those of the last call, or 77.
+        text: Text tokens; by default those of the last call, or 77. None where calls have no text of any length.
         quiet: Do not print.
 
     Raises:
@@ -57,7 +57,7 @@ def explain(
     last = rewriting.runtime.last
     size = ExampleSize(
         batch=batch or (last.batch if last else 1),
-        text=text or (last.text if last else _DEFAULT_TEXT),
+        text=(text or (last.text if last else _DEFAULT_TEXT)) if takes_text(rewriting.recipe) else 0,
         grid=grid or (last.grid if last else _native_grid(model, rewriting.recipe)),
     )
     explanation = _explain(model, rewriting, steps or (last.steps if last else _DEFAULT_STEPS), size)

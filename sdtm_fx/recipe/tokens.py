@@ -20,6 +20,8 @@ class LatentGrid(Part):
     round: Literal["down", "up"] = "down"
     """What becomes of a latent that patches do not divide: cut (``down``, as patch embeddings do), or covered (``up``,
     as the strided convolutions of a U-Net do)."""
+    square: bool = False
+    """Whether the model takes square images alone, so that example calls are square."""
 
 
 class IdsGrid(Part):
@@ -77,8 +79,8 @@ class InputSpec(Part):
     shape: tuple[Dimension, ...]
     """Sizes: integers, ``batch``, ``text``, ``height``, ``width`` (of the latent), ``tokens`` (of the image),
     or the name of an attribute of the model's config."""
-    fill: Literal["zeros", "ones", "grid_ids"] | None = None
-    """What the tensor holds; absent: small random numbers."""
+    fill: Literal["zeros", "ones", "grid_ids", "labels"] | None = None
+    """What the tensor holds; absent: small random numbers. ``labels`` are whole numbers: classes, styles."""
     when: Text | None = None
     """Attribute of the model's config that must be true for the argument to be passed."""
 

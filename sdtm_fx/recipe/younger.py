@@ -17,6 +17,7 @@ _DEFAULTS: tuple[tuple[str, str, object], ...] = (
     ("stages", "inside", None),
     ("stages", "reduce", None),
     ("tokens.grid", "round", "down"),
+    ("tokens.grid", "square", False),
 )
 """Section ("" for the recipe itself, a dot inside of another), key, and the value that says nothing."""
 
