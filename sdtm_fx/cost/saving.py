@@ -20,6 +20,7 @@ from sdtm_fx.cost.counter import Attended, MacCounter, Macs
 from sdtm_fx.cost.extra import Extra, fit_extra
 from sdtm_fx.cost.planning import score_macs
 from sdtm_fx.cost.trial import Trial
+from sdtm_fx.grids import tokens_on
 
 _ROUNDING = 1e-9  # what the quotients of two whole numbers of MACs may differ by
 
@@ -41,6 +42,7 @@ class Saving:
             the call has no text.
         keys: MACs per sample, query and removed key, where keys alone are merged.
         keys_text: Part of the text that stands among those queries.
+        skips: Whether sites are left out whole: tokens that are never merged go there too.
     """
 
     linear: float
@@ -52,9 +54,18 @@ class Saving:
     cross: float = 0.0
     keys: float = 0.0
     keys_text: float = 0.0
+    skips: bool = False
 
-    def at(self, tokens: int, text: int, remove: int) -> Macs:
-        """MACs saved per sample by removing `remove` of `tokens` image tokens beside `text` text tokens."""
+    def at(self, tokens: int, text: int, remove: int, beside: int = 0) -> Macs:
+        """MACs saved per sample by removing some image tokens.
+
+        Args:
+            tokens: Image tokens that may be merged.
+            text: Text tokens.
+            remove: How many image tokens go.
+            beside: Tokens of the image stream that are never merged: of protected frames, and of references.
+        """
+        tokens, remove = tokens + beside, remove + (beside if self.skips else 0)
         sequence = tokens + self.text_share * text
         left = 0.0 if self.skips_text else sequence - remove
         linear = self.linear * remove + self.text_linear * text + self.fixed
@@ -72,7 +83,7 @@ class BlockCost:
         sites: The same at each site, by path inside the block; what lies between sites is in `saving` only.
         width: Channels that similarity is computed from.
         dense: MACs of the whole block at the measured size, per sample, nothing removed.
-        size: Image and text tokens of the measured size.
+        size: Image and text tokens of the measured size, protected and reference tokens among the former.
         moved: Channels that are brought into slots and back, over all merges and unmerges of the block.
         extra: What the stage adds and saves beside products, the search for tokens left out; None where only
             products were counted.
@@ -87,7 +98,12 @@ class BlockCost:
     moved: int = 0
 
     def dense_at(self, tokens: int, text: int) -> float:
-        """Total MACs per sample without merging, scaled from the measured size; good to a few percent."""
+        """Total MACs per sample without merging, scaled from the measured size; good to a few percent.
+
+        Args:
+            tokens: Image tokens, with those that are never merged.
+            text: Text tokens.
+        """
         grown = (tokens + text) / sum(self.size)
         return self.dense.linear * grown + self.dense.attention * grown**2
 
@@ -105,7 +121,7 @@ def measure_block(trial: Trial, text: int) -> BlockCost | None:
     if trial.variant not in trial.program.functions:
         return None
     sequence, method = trial.sequence, trial.recipe.stages[trial.stage].method
-    batch, width, tokens = sequence.shape[0], sequence.shape[-1], trial.grid[0] * trial.grid[1]
+    batch, width, tokens, beside = sequence.shape[0], sequence.shape[-1], tokens_on(trial.grid), trial.beside
     with torch.no_grad(), sequence.fake_mode:
         dense, stored, merged = trial.run(batch)
     extra = None
@@ -116,18 +132,21 @@ def measure_block(trial: Trial, text: int) -> BlockCost | None:
     moved = trial.program.moved.get(trial.variant, 0)
     if method.merges:
         plans = 1 if "batch" in trial.recipe.plan.share else batch
-        scoring = score_macs(method, trial.grid, text, width) * plans
-        keyed = key_savings(dense.products, counted, batch, tokens, text) if trial.merges_keys else {}
+        scoring = score_macs(method, trial.grid, text + beside, width) * plans
+        keyed = (
+            key_savings(dense.products, counted, batch, tokens + beside, text) if trial.merges_keys else {}
+        )
         # Products that merge and unmerge follow a law of their own; `moved` stands for them.
         moving = {n: Macs(0.0, float(trial.per_channel(n) * moved * batch)) for n in counted}
         besides = {n: scoring + macs for n, macs in moving.items()}
-        saving, sites = saving_of_merging(dense.products, counted, keyed, besides, batch, tokens, text)
+        whole = tokens + beside
+        saving, sites = saving_of_merging(dense.products, counted, keyed, besides, batch, whole, text)
     else:
         (skipped,) = counted.values()
-        left = functools.partial(_skipped, dense.products, skipped, batch, tokens, text)
+        left = functools.partial(_skipped, dense.products, skipped, batch, tokens + beside, text)
         saving, sites = left(None), {name: left(name) for name in dense.products.inside}
-    whole = dense.products.macs * (1 / batch)
-    return BlockCost(saving, sites, width, whole, (tokens, text), extra, moved if method.merges else 0)
+    macs, size = dense.products.macs * (1 / batch), (tokens + beside, text)
+    return BlockCost(saving, sites, width, macs, size, extra, moved if method.merges else 0)
 
 
 def saving_of_merging(
@@ -141,7 +160,7 @@ def saving_of_merging(
 ) -> tuple[Saving, dict[str, Saving]]:
     """What merging saves in the block, and at each site, what was counted `besides` taken out.
 
-    `keyed` are the sites where keys alone are merged.
+    `keyed` are the sites where keys alone are merged; `tokens` are all those of the image stream.
     """
     saved = {remove: dense.macs - counter.macs + besides[remove] for remove, counter in merged.items()}
     if keyed:  # counted call by call, so that what is left for the fit has no rounding in it
@@ -219,8 +238,8 @@ def _skipped(
     fixed = rows[0] / batch
     linear = (saved.linear / batch - text_linear * text - fixed) / tokens
     if not saved.attention:
-        return Saving(linear, 0.0, 0.0, text_linear, fixed=fixed)
+        return Saving(linear, 0.0, 0.0, text_linear, fixed=fixed, skips=True)
     names = dense.inside if name is None else (name,)
     skips_text = any(dense.inside[n].attention and not skipped.inside[n].attention for n in names)
     pairs = (tokens + text) ** 2 - (0 if skips_text else text**2)
-    return Saving(linear, saved.attention / batch / pairs, 1.0, text_linear, skips_text, fixed)
+    return Saving(linear, saved.attention / batch / pairs, 1.0, text_linear, skips_text, fixed, skips=True)

@@ -65,7 +65,7 @@ class Recipe(Part):
     """Layout of the image tokens."""
     inputs: Mapping[str, Input] = Field(default_factory=dict)
     """Arguments of the model in an example call: what capture and the cost model run. A dot leads into an argument that
-    is a mapping, ``added_cond_kwargs.time_ids``, or a tuple, ``image_rotary_emb.0``."""
+    is a mapping: ``added_cond_kwargs.time_ids``."""
     sites: Annotated[tuple[SiteSpec, ...], Field(min_length=1)]
     """Modules whose image tokens may be merged."""
     spans: tuple[SpanSpec, ...] = ()

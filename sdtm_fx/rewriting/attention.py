@@ -100,23 +100,32 @@ def _capture_call(bound: dict[str, Any], module: torch.nn.Module) -> Capture:
     return capture_block(module, key, leaves, opened=opened, opaque=(dispatch_attention_fn,), mode=mode)
 
 
-def image_span(opened: AttentionGraph, prefix: fx.Node | None) -> tuple[Any, fx.Node]:
-    """Insert nodes for where the image tokens start among the keys, and how many they are.
+def image_span(opened: AttentionGraph, before: fx.Node | None, behind: fx.Node | None) -> tuple[Any, fx.Node]:
+    """Insert nodes for where the image tokens that may be merged start among the keys, and how many they are.
 
-    Text and image are either concatenated inside the module, and then the part that comes from the site's
-    tokens is the image, or they came in as one sequence with `prefix` tokens in front.
+    Text and image may be concatenated inside the module; the part that comes from the site's tokens then holds the
+    image. In what came in as the site's tokens, others may stand `before` it and `behind` it.
 
     Returns:
         (start, length), nodes or integers, placed before the attention operation.
     """
     graph = opened.graph
-    cat = _sequence_cat(opened)
+    start, length = _entry_span(opened)
+    with graph.inserting_before(opened.operation):
+        if before is not None:
+            start = before if start == 0 else graph.call_function(operator.add, (start, before))
+            length = graph.call_function(operator.sub, (length, before))
+        if behind is not None:
+            length = graph.call_function(operator.sub, (length, behind))
+    return start, length
+
+
+def _entry_span(opened: AttentionGraph) -> tuple[Any, fx.Node]:
+    """Insert nodes for where the site's own tokens start among the keys, and how many they are."""
+    graph, cat = opened.graph, _sequence_cat(opened)
     with graph.inserting_before(opened.operation):
         if cat is None:
-            total = graph.call_method("size", (opened.key, opened.sequence))
-            if prefix is None:
-                return 0, total
-            return prefix, graph.call_function(operator.sub, (total, prefix))
+            return 0, graph.call_method("size", (opened.key, opened.sequence))
         start: Any = 0
         axis = _cat_axis(cat)
         for part in cat.args[0]:  # type: ignore[union-attr]
@@ -146,9 +155,9 @@ def _holds_tensors(value: object) -> bool:
     )
 
 
-def has_text(opened: AttentionGraph, start: Any) -> bool:
-    """Whether there are keys beside those of the image tokens; `start` is what `image_span` says."""
-    return _sequence_cat(opened) is not None or isinstance(start, fx.Node)
+def joins_text(opened: AttentionGraph) -> bool:
+    """Whether the module itself puts other keys beside those of the site's tokens."""
+    return _sequence_cat(opened) is not None
 
 
 def _sequence_cat(opened: AttentionGraph) -> fx.Node | None:
