@@ -103,7 +103,7 @@ def _auraflow() -> nn.Module:
     return AuraFlowTransformer2DModel(
         sample_size=16, patch_size=2, in_channels=4, num_mmdit_layers=1, num_single_dit_layers=2,
         attention_head_dim=8, num_attention_heads=2, joint_attention_dim=32, caption_projection_dim=16,
-        out_channels=4, pos_embed_max_size=64,
+        out_channels=4, pos_embed_max_size=400,
     )  # fmt: skip
 
 

@@ -11,7 +11,6 @@ from sdtm_fx.bench.models import BenchModel as BenchModel
 from sdtm_fx.bench.models import read_models
 from sdtm_fx.errors import RewriteError, nearest
 
-
 PUBLISHED: dict[str, BenchModel] = read_models()
 """Published models by name."""
 

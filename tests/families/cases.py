@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from diffusers import (
+    ChromaTransformer2DModel,
     DiTTransformer2DModel,
     HunyuanDiT2DModel,
     UNet2DConditionModel,
@@ -185,6 +186,26 @@ def _sdxl_inputs(batch: int, grid: Grid, text: int) -> dict[str, Any]:
     return sdxl_inputs((2 * grid[0], 2 * grid[1]), batch, text)
 
 
+def _chroma() -> nn.Module:
+    return ChromaTransformer2DModel(
+        in_channels=16, num_layers=1, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=TEXT_DIM, axes_dims_rope=(4, 6, 6), approximator_num_channels=16,
+        approximator_hidden_dim=16, approximator_layers=1,
+    )  # fmt: skip
+
+
+def _chroma_inputs(batch: int, grid: Grid, text: int) -> dict[str, Any]:
+    inputs = ZOO["flux"].inputs(batch, grid, text)
+    return {name: value for name, value in inputs.items() if name not in ("guidance", "pooled_projections")}
+
+
+def _masked_chroma_inputs(batch: int, grid: Grid, text: int) -> dict[str, Any]:
+    """What the pipeline passes; padding of the prompt is masked but for its first token."""
+    mask = torch.ones(batch, text + grid[0] * grid[1], dtype=torch.bool)
+    mask[:, text - 2 : text] = False
+    return _chroma_inputs(batch, grid, text) | {"attention_mask": mask}
+
+
 FAMILIES = (
     FamilyCase("pixart-alpha", _pixart_alpha, _pixart_alpha_inputs),
     FamilyCase("pixart-alpha-512", pixart, ZOO["pixart"].inputs),
@@ -193,6 +214,14 @@ FAMILIES = (
     FamilyCase("hunyuan-dit", _hunyuan_dit, _hunyuan_dit_inputs, structures=2),
     FamilyCase(
         "hunyuan-dit", _hunyuan_dit, _hunyuan_dit_inputs, structures=2, sites=("self", "cross", "ff"),
+        changes={"plan.share": ["batch"]},
+    ),
+    FamilyCase("auraflow", ZOO["auraflow"].build, ZOO["auraflow"].inputs, structures=2, registers=8),
+    FamilyCase("sana", ZOO["sana"].build, ZOO["sana"].inputs),
+    FamilyCase("sana", ZOO["sana"].build, ZOO["sana"].inputs, sites=("self", "cross")),
+    FamilyCase("chroma", _chroma, _masked_chroma_inputs, structures=2),
+    FamilyCase(
+        "chroma", _chroma, _chroma_inputs, structures=2, sites=("attn", "ff", "single_attn", "single_ff"),
         changes={"plan.share": ["batch"]},
     ),
     # A U-Net halves its sides: odd ones are rounded up, on every level.

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
-import torch
-
 import sdtm_fx
 from tests.compiling.counting import graph_breaks
-from tests.families.cases import FAMILIES, FamilyCase, run, run_plain
+from tests.families.cases import FamilyCase, run
 from tests.user.cases import all_equal
 
 
