@@ -28,7 +28,8 @@ costs included: of linear layers and convolutions alone, which is the convention
 model's products that is in no linear layer, and *left dense* what the recipe never merges: sites by name, and what lies
 in no site (projections around the blocks, text, convolutions).
 
-Sizes are what a model is made for, and twice that where its positions reach so far.
+Sizes are what a model is made for, and twice that where its positions reach so far. Models that edit are given one
+reference of the size of the image.
 """
 
 _COSTS = (
@@ -36,6 +37,13 @@ _COSTS = (
     "speedup", "left dense",
 )  # fmt: skip
 _MODELS = ("recipe", "class", "published as", "blocks", "sites", "steps", "text", "halves")
+
+
+ABSENT = (
+    ("Lumina-Image 2.0", "its forward reads the lengths of prompts on the host, so it cannot be traced without values"),
+    ("PixArt-sigma and Sana at 4K", "no published shape here; the recipes are for the same classes"),
+)
+"""Models without a recipe or a row, and why."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,9 @@ def choose_recipes(names: Sequence[str]) -> tuple[str, ...]:
     known = family_recipes()
     for name in names:
         if name not in known:
-            raise RecipeError(f"table: found recipe {name!r}{nearest(name, known)}; accepted: {', '.join(known)}")
+            raise RecipeError(
+                f"table: found recipe {name!r}{nearest(name, known)}; accepted: {', '.join(known)}"
+            )
     return tuple(names) or known
 
 
@@ -96,6 +106,10 @@ def models_page(names: Sequence[str]) -> str:
             "",
             *_table(_COSTS, (cells for row in rows for cells in _cost_cells(row))),
             "",
+            "## What is not there",
+            "",
+            *_table(("what", "why"), iter(ABSENT)),
+            "",
         ]
     )
 
@@ -112,9 +126,10 @@ def model_row(name: str) -> ModelRow:
     costs = {}
     for pixels in published.sizes:
         side = pixels // published.pixels
+        grid = (1, side, side) if recipe.tokens.has_frames else (side, side)
         costs[pixels] = explain(
-            model, steps=published.steps, grid=(side, side), batch=published.halves, text=published.text,
-            quiet=True,
+            model, steps=published.steps, grid=grid, batch=published.halves, text=published.text,
+            references=published.references * side * side, quiet=True,
         )  # fmt: skip
     first = next(iter(costs.values()))
     return ModelRow(

@@ -47,6 +47,7 @@ class BenchModel:
         halves: CFG halves stacked in one call.
         sizes: Sides of the square images, in pixels, that its costs are told at: what it is made for first.
         steps: Denoising steps that its costs are told at.
+        references: Reference images of the image's size that a call has.
         source: Where it is published.
     """
 
@@ -58,6 +59,7 @@ class BenchModel:
     halves: int
     sizes: tuple[int, ...] = (1024, 2048)
     steps: int = 28
+    references: int = 0
     source: str = ""
 
     @property
