@@ -15,7 +15,7 @@ from unittest import mock
 import torch
 from torch import fx
 
-from sdtm_fx.capture.arguments import Key, Leaf, leaf_names, unflatten
+from sdtm_fx.capture.arguments import Key, Leaf, Signature, leaf_names, unflatten
 from sdtm_fx.capture.guards import expect
 from sdtm_fx.capture.proxy import ValueProxy, value_of
 from sdtm_fx.errors import CaptureError
@@ -94,7 +94,8 @@ class BlockTracer(fx.Tracer):
         try:
             with self._recording():
                 proxies = [self.create_proxy("placeholder", name, (), {}) for name in examples]
-                result = forward(module, **unflatten(key, iter(proxies)))
+                args, kwargs = Signature.of(forward).spread(unflatten(key, iter(proxies)))
+                result = forward(module, *args, **kwargs)
                 self.create_node("output", "output", (self.create_arg(result),), {})
         except CaptureError:
             raise
