@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -40,7 +41,10 @@ _MODELS = ("recipe", "class", "published as", "blocks", "sites", "steps", "text"
 
 
 ABSENT = (
-    ("Lumina-Image 2.0", "its forward reads the lengths of prompts on the host, so it cannot be traced without values"),
+    (
+        "Lumina-Image 2.0",
+        "its forward reads the lengths of prompts on the host, so it cannot be traced without values",
+    ),
     ("PixArt-sigma and Sana at 4K", "no published shape here; the recipes are for the same classes"),
 )
 """Models without a recipe or a row, and why."""
@@ -55,14 +59,14 @@ class ModelRow:
         shape: Name of the published model.
         sites: How many modules each site of the recipe has, by id.
         merged: Ids of the sites that some stage merges.
-        costs: What `explain` says, by pixels of a side.
+        costs: What `explain` says, by pixels of a side, or what a size is called.
     """
 
     recipe: str
     shape: str
     sites: dict[str, int]
     merged: frozenset[str]
-    costs: dict[int, Explanation]
+    costs: dict[str, Explanation]
 
 
 def family_recipes() -> tuple[str, ...]:
@@ -124,12 +128,11 @@ def model_row(name: str) -> ModelRow:
     published, recipe = PUBLISHED[shape], load_recipe(name).override(gate="off")
     model = rewrite(build_shape(shape).eval(), recipe)
     costs = {}
-    for pixels in published.sizes:
-        side = pixels // published.pixels
-        grid = (1, side, side) if recipe.tokens.has_frames else (side, side)
-        costs[pixels] = explain(
-            model, steps=published.steps, grid=grid, batch=published.halves, text=published.text,
-            references=published.references * side * side, quiet=True,
+    for size, grid in published.sized_grids.items():
+        whole = (1, *grid) if recipe.tokens.has_frames and len(grid) == 2 else grid
+        costs[size] = explain(
+            model, steps=published.steps, grid=whole, batch=published.halves, text=published.text,
+            references=published.references * math.prod(grid), quiet=True,
         )  # fmt: skip
     first = next(iter(costs.values()))
     return ModelRow(
@@ -158,12 +161,11 @@ def _model_cells(row: ModelRow) -> tuple[str, ...]:
 
 
 def _cost_cells(row: ModelRow) -> Iterator[tuple[str, ...]]:
-    for pixels, told in row.costs.items():
-        height, width = told.grid[-2:]
+    for size, told in row.costs.items():
         yield (
             f"`{row.recipe}`",
-            str(pixels),
-            f"{height} x {width}",
+            size,
+            " x ".join(map(str, told.grid if told.grid[0] > 1 else told.grid[-2:])),
             _tera(told.dense.linear),
             _tera(told.dense.total),
             f"{told.dense.attention / told.dense.total:.0%}",
