@@ -73,6 +73,8 @@ class BenchModel:
     @property
     def width(self) -> int:
         """Channels of a token."""
+        if "dim" in self.config:
+            return int(self.config["dim"])
         return int(self.config["num_attention_heads"] * self.config["attention_head_dim"])
 
 
