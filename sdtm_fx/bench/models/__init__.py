@@ -67,8 +67,9 @@ class BenchModel:
     @property
     def sized_grids(self) -> dict[str, tuple[int, ...]]:
         """Grids in tokens that its costs are told at, by pixels of a side or what they are called."""
-        squares = {str(side): (side // self.pixels, side // self.pixels) for side in self.sizes}
-        return {name: tuple(grid) for name, grid in self.grids.items()} or squares
+        if self.grids:
+            return {name: tuple(grid) for name, grid in self.grids.items()}
+        return {str(side): (side // self.pixels, side // self.pixels) for side in self.sizes}
 
     @property
     def width(self) -> int:
@@ -86,6 +87,7 @@ def read_models() -> dict[str, BenchModel]:
 
 
 def _read(text: str) -> BenchModel:
-    data = yaml.safe_load(text)
+    data: dict[str, Any] = yaml.safe_load(text)
     data["build"] = ModelClass(data.pop("model"))
-    return BenchModel(**{key: tuple(v) if isinstance(v, list) else v for key, v in data.items()})
+    fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in data.items()}
+    return BenchModel(**fields)
