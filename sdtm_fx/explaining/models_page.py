@@ -45,9 +45,8 @@ ABSENT = (
         "Lumina-Image 2.0",
         "its forward reads the lengths of prompts on the host, so it cannot be traced without values",
     ),
-    ("PixArt-sigma and Sana at 4K", "no published shape here; the recipes are for the same classes"),
 )
-"""Models without a recipe or a row, and why."""
+"""Models without a recipe, and why."""
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,6 @@ class FamilyCase:
         latent: The argument that holds the image.
         odd: A grid of odd sides, not square where the model takes that.
         structures: How many different block graphs it has.
-        compiles: Whether ``torch.compile(fullgraph=True)`` takes the model as diffusers has it.
         text: Text tokens of every call here.
         beside: How many tokens stand beside image and references where blocks run on one sequence, from the number of
             image tokens and that of text tokens.
@@ -53,12 +52,20 @@ class FamilyCase:
     latent: str = "hidden_states"
     odd: Grid = (9, 7)
     structures: int = 1
-    compiles: bool = True
     text: int = 5
     beside: Callable[[int, int], int] = field(default=lambda image, text: text, repr=False)
     references: int = 0
     sites: tuple[str, ...] | None = None
     changes: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def is_variant(self) -> bool:
+        """Whether another case has the same blocks."""
+        return self.sites is not None or self.recipe_name in (
+            "pixart-alpha-512",
+            "flux.1-kontext",
+            "sdxl-turbo",
+        )
 
     @property
     def name(self) -> str:

@@ -20,9 +20,9 @@ def named(name: str) -> FamilyCase:
 @pytest.mark.parametrize(
     ("name", "site"),
     [
-        ("pixart-sigma, self cross ff", "self"),
+        pytest.param("pixart-sigma, self cross ff", "self", marks=pytest.mark.slow),
         ("hunyuan-dit", "self"),
-        ("chroma, attn ff single_attn single_ff", "single_attn"),
+        pytest.param("chroma, attn ff single_attn single_ff", "single_attn", marks=pytest.mark.slow),
         ("qwen-image", "attn"),
     ],
 )
