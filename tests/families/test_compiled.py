@@ -1,4 +1,4 @@
-"""Families compiled without a graph break. All of them also compile so as diffusers has them."""
+"""Families compiled without a graph break, model and blocks in one graph for each phase."""
 
 from __future__ import annotations
 
