@@ -27,7 +27,7 @@ MACs are those of one denoising step, the mean over all steps of a generation, g
 costs included: of linear layers and convolutions alone, which is the convention of the SDTM paper, and of all products.
 *Speedup* is the quotient of the latter, what merging could be worth at most. *Attention* is the part of the dense
 model's products that is in no linear layer, and *left dense* what the recipe never merges: sites by name, and what lies
-in no site (projections around the blocks, text, convolutions).
+in no site (text, convolutions, projections around sites; some of the last follow a site that is merged).
 
 Sizes are what a model is made for, and twice that where its positions reach so far. Models that edit are given one
 reference of the size of the image.
