@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -41,12 +42,15 @@ class ExampleSize:
 
 
 def example_size(recipe: Recipe) -> ExampleSize:
-    """The size of the call that a model is traced with: small, not square, and room for the recipe's windows."""
+    """The size of the call that a model is traced with: small, not square where the model takes that, and with room
+    for the recipe's windows."""
     windows = [w for w in (getattr(stage.method, "window", None) for stage in recipe.stages) if w is not None]
     height = max([4, *(2 * w[-2] for w in windows)])
     width = max([4, *(2 * w[-1] for w in windows)])
     coarsest = max(site.downsample for site in recipe.sites)  # has room for them too
     sides = (2 * height * coarsest, (2 * width - 2) * coarsest)
+    if isinstance(recipe.tokens.grid, LatentGrid) and recipe.tokens.grid.square:
+        sides = (2 * max(height, width) * coarsest,) * 2
     if not recipe.tokens.has_frames:
         return ExampleSize(grid=sides)
     frames = max([1, *(w[0] for w in windows if len(w) == 3)])
@@ -136,12 +140,19 @@ def _value(
         return sizes.of(name, spec.number)
     if isinstance(spec, ShapesInput):
         image = recipe.tokens.whole(size.grid)
-        return [[image, *([(1, 1, size.references)] if size.references else [])] for _ in range(size.batch)]
+        others = [(1, *_rectangle(size.references))] if size.references else []
+        return [[image, *others] for _ in range(size.batch)]
     shape = tuple(sizes.of(name, dimension) for dimension in spec.shape)
     tensors = [_fill(recipe, spec, shape, size, like) for _ in range(_copies(name, spec, sizes))]
     if spec.copies is None:
         return tensors[0]
     return tensors if spec.copies == "batch" else tuple(tensors)
+
+
+def _rectangle(tokens: int) -> tuple[int, int]:
+    """The sides of so many tokens that are nearest to a square: tables of positions have an end."""
+    height = next(side for side in range(math.isqrt(tokens), 0, -1) if tokens % side == 0)
+    return height, tokens // height
 
 
 def _copies(name: str, spec: InputSpec, sizes: _Sizes) -> int:
@@ -153,6 +164,8 @@ def _fill(
 ) -> torch.Tensor:
     if spec.fill == "zeros":
         return torch.zeros(shape, dtype=like.dtype, device=like.device)
+    if spec.fill == "labels":
+        return torch.zeros(shape, dtype=torch.int64, device=like.device)
     if spec.fill == "grid_ids":
         ids = _grid_ids(recipe, shape[-1], size).to(like)
         return ids.expand(*shape[:-2], -1, -1)
@@ -176,6 +189,11 @@ def _grid_ids(recipe: Recipe, width: int, size: ExampleSize) -> torch.Tensor:
         others[:, layout.reference_column] = 1
         ids = torch.cat([ids, others])
     return ids
+
+
+def takes_text(recipe: Recipe) -> bool:
+    """Whether calls have text of any length; class labels, or text that is always padded to one length, are none."""
+    return any(isinstance(spec, InputSpec) and "text" in spec.shape for spec in recipe.inputs.values())
 
 
 def text_length(recipe: Recipe, arguments: Mapping[str, Any]) -> int:

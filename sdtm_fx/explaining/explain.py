@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 from sdtm_fx.capture.blocks import capture_outer
-from sdtm_fx.capture.example import ExampleSize, example_call
+from sdtm_fx.capture.example import ExampleSize, example_call, takes_text
 from sdtm_fx.cost.counter import MacCounter, Macs
 from sdtm_fx.cost.decision import GateDecision
 from sdtm_fx.cost.saving import Saving
@@ -49,7 +49,7 @@ def explain(
             where the recipe is for videos, protected frames counted; by default that of the last call, or the model's
             ``sample_size``, or a common one.
         batch: Samples per call, CFG halves counted; by default that of the last call, or 1.
-        text: Text tokens; by default those of the last call, or 77.
+        text: Text tokens; by default those of the last call, or 77. None where calls have no text of any length.
         references: Tokens of reference images; by default those of the last call, or none.
         quiet: Do not print.
 
@@ -65,7 +65,7 @@ def explain(
     given = grid or _native_grid(model, rewriting.recipe)
     size = ExampleSize(
         batch=batch or (last.batch if last else 1),
-        text=text or (last.text if last else _DEFAULT_TEXT),
+        text=(text or (last.text if last else _DEFAULT_TEXT)) if takes_text(rewriting.recipe) else 0,
         grid=last.grid if last and grid is None else rewriting.recipe.tokens.mergeable(given),
         references=references if references is not None else last.references if last else 0,
     )

@@ -28,6 +28,8 @@ class LatentGrid(Part):
     round: Literal["down", "up"] = "down"
     """What becomes of a latent that patches do not divide: cut (``down``, as patch embeddings do), or covered (``up``,
     as the strided convolutions of a U-Net do)."""
+    square: bool = False
+    """Whether the model takes square images alone, so that example calls are square."""
 
     @property
     def patches(self) -> tuple[int, ...]:
@@ -194,8 +196,8 @@ class InputSpec(Part):
     copies: Dimension | None = None
     """The argument is a tuple of so many such tensors, or with ``batch`` a list with one for every sample; absent: it
     is one tensor."""
-    fill: Literal["zeros", "ones", "grid_ids"] | None = None
-    """What the tensor holds; absent: small random numbers."""
+    fill: Literal["zeros", "ones", "grid_ids", "labels"] | None = None
+    """What the tensor holds; absent: small random numbers. ``labels`` are whole numbers: classes, styles."""
     when: Text | None = None
     """Attribute of the model's config that must be true for the argument to be passed."""
 

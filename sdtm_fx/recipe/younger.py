@@ -27,6 +27,7 @@ _DEFAULTS: tuple[tuple[str, str, object], ...] = (
     ("tokens.grid", "frames", None),
     ("tokens.grid", "reference_column", None),
     ("tokens.grid", "round", "down"),
+    ("tokens.grid", "square", False),
 )
 """Section ("" for the recipe itself, a dot inside of another), key, and the value that says nothing."""
 

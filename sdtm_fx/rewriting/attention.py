@@ -17,6 +17,8 @@ from sdtm_fx.capture.blocks import capture_block
 from sdtm_fx.capture.tracer import Capture
 from sdtm_fx.errors import SiteError
 
+_PRODUCTS = (torch.matmul, torch.bmm, operator.matmul)
+
 
 @dataclass(frozen=True)
 class AttentionGraph:
@@ -82,9 +84,37 @@ def open_attention(call: fx.Node, module: torch.nn.Module, slot: int | str, wher
 
 
 def has_attention(call: fx.Node, module: torch.nn.Module) -> bool:
-    """Whether a module's own forward computes attention."""
+    """Whether a module's own forward computes attention, of tokens to tokens or linear."""
     capture = _capture_call(Signature.of(type(module).forward).bind(call.args, call.kwargs), module)
-    return any(_is_attention(n) for n in capture.graph.nodes)
+    return any(_is_attention(n) for n in capture.graph.nodes) or _is_linear_attention(capture.graph)
+
+
+def _is_linear_attention(graph: fx.Graph) -> bool:
+    """Whether tokens are summed into a matrix by one product of activations and read from it by another.
+
+    Weights of linear layers are no activations. A table of all pairs of tokens, as a product with its square result
+    has it, is attention that some passes could not look into, and does not count.
+    """
+    products = _products(graph)
+    lengths = {n.meta["val"].shape[1] for n in graph.nodes if n.op == "placeholder" and _is_tokens(n)}
+    if any(p.meta["val"].shape[-1] == p.meta["val"].shape[-2] in lengths for p in products):
+        return False
+    return any(carries(late, early) for early in products for late in products if late is not early)
+
+
+def _products(graph: fx.Graph) -> list[fx.Node]:
+    """The products of two values that both depend on what the module is given."""
+    return [
+        n
+        for n in graph.nodes
+        if (n.op == "call_function" and n.target in _PRODUCTS)
+        or (n.op == "call_method" and n.target in ("matmul", "bmm"))
+    ]
+
+
+def _is_tokens(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.ndim == 3
 
 
 def attention_text(call: fx.Node, module: torch.nn.Module) -> str:
