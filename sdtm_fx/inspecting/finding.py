@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import networkx as nx
 import torch
 from torch import fx
 
 from sdtm_fx.capture.tracer import Capture
 from sdtm_fx.errors import SiteError
+from sdtm_fx.inspecting.events import What
 from sdtm_fx.inspecting.lengths import Length
-from sdtm_fx.inspecting.observing import AttentionCall, Observation, Seen
+from sdtm_fx.inspecting.observing import AttentionCall, Lengths, Observation, Seen
 from sdtm_fx.inspecting.sequence import Sequenced, sequence_of
-from sdtm_fx.inspecting.survey import FoundSite, LeftOut, SiteKind
+from sdtm_fx.inspecting.survey import FoundSite, LeftOut, Rotary, SiteKind
 from sdtm_fx.recipe.sections import SiteSpec
 from sdtm_fx.sites.locating import Site, locate
-from sdtm_fx.sites.region import path_to_residual
+from sdtm_fx.sites.region import as_digraph, path_to_residual
+
+
+_ACTIVATIONS = ("gelu", "silu", "relu", "sigmoid", "tanh", "mish")
 
 
 @dataclass(frozen=True)
@@ -55,9 +60,13 @@ def find_sites(
             if call.path == block:
                 left_out.append(LeftOut(block, "attention", "the block's own forward computes it, no module of it does"))
         for place in _places(block, capture, observation):
+            calls = observation.calls[place.path]
             mine = [a for a in inside if a.path == place.path or a.path.startswith(f"{place.path}.")]
             kind = _attention_kind(mine) if mine else _feed_forward_kind(place, observation)
             if kind is None:
+                continue
+            if len(calls) > 1:
+                left_out.append(LeftOut(place.path, kind, f"its block calls it {len(calls)} times; a site is called once"))
                 continue
             keys = mine[0].keys if mine else None
             found = _as_site(model, place, kind, keys, observation, capture)
@@ -66,12 +75,11 @@ def find_sites(
 
 
 def _places(block: str, capture: Capture, observation: Observation) -> Iterator[_Place]:
-    for node in capture.graph.nodes:
-        if node.op == "call_module":
-            path = f"{block}.{node.target}"
-            calls = observation.calls.get(path, ())
-            if len(calls) == 1:
-                yield _Place(path, block, str(node.target), node, calls[0])
+    first = {str(n.target): n for n in reversed(list(capture.graph.nodes)) if n.op == "call_module"}
+    for local, node in reversed(first.items()):
+        calls = observation.calls.get(f"{block}.{local}", ())
+        if calls:
+            yield _Place(f"{block}.{local}", block, local, node, calls[0])
 
 
 def _attention_kind(calls: Sequence[AttentionCall]) -> SiteKind | None:
@@ -110,21 +118,27 @@ def _runs_on(event: Seen, lengths: Sequence[Length], pictures: bool) -> bool:
 def _continues(place: _Place, observation: Observation) -> bool:
     """Whether behind a linear layer come an activation and a second linear layer, and then the residual."""
     graph = place.node.graph
-    chain = path_to_residual(graph, _first_input(place.node), place.node)
-    if chain is None:
+    entry = _first_input(place.node)
+    chain = path_to_residual(graph, entry, place.node)
+    second = next((n for n in (chain or [])[1:] if _holds(n, place.block, observation, "linear")), None)
+    if second is None:
         return False
-    activated = False
-    for node in chain[1:]:
-        inner = observation.within(f"{place.block}.{node.target}", "linear", "activation") if node.op == "call_module" else []
-        if any(e.what == "linear" for e in inner):
-            return activated
-        activated = activated or any(e.what == "activation" for e in inner) or _activates(node)
-    return False
+    # A gate may be another layer on the same tokens: the activation need not be on this one's own way.
+    digraph = as_digraph(graph)
+    between = nx.descendants(digraph, entry) & nx.ancestors(digraph, second)
+    return any(_activates(n, place.block, observation) for n in between)
 
 
-def _activates(node: fx.Node) -> bool:
+def _holds(node: fx.Node, block: str, observation: Observation, what: What) -> bool:
+    return node.op == "call_module" and bool(observation.within(f"{block}.{node.target}", what))
+
+
+def _activates(node: fx.Node, block: str, observation: Observation) -> bool:
+    """Whether a node is an activation alone, and not a module that also has layers."""
     name = str(getattr(node.target, "__name__", node.target))
-    return node.op in ("call_function", "call_method") and name in ("gelu", "silu", "relu", "sigmoid", "tanh", "mish")
+    if node.op == "call_module":
+        return _holds(node, block, observation, "activation") and not _holds(node, block, observation, "linear")
+    return node.op == "call_function" and name in _ACTIVATIONS
 
 
 def _first_input(node: fx.Node) -> fx.Node:
@@ -166,7 +180,7 @@ def _found(
     site: Site,
     observation: Observation,
 ) -> FoundSite:
-    rotary, positions = _position_arguments(place, {length, keys} if keys else {length}, name)
+    rotary, positions = _position_arguments(place, name)
     return FoundSite(
         place.path, place.block, kind, length, sequenced.order, slot, output, sequenced.beside, rotary, positions,
         _parallel(place, site), keys,
@@ -188,20 +202,34 @@ def _outputs(place: _Place, length: Length) -> Iterator[int | None]:
             yield int(name) if name else None
 
 
-def _position_arguments(place: _Place, lengths: set[Length], tokens: str) -> tuple[str | None, tuple[str, ...]]:
-    """Which arguments follow the tokens beside the tokens themselves: rotary tables, or something else."""
-    tables: dict[str, int] = {}
+def _position_arguments(place: _Place, tokens: str) -> tuple[Rotary | None, tuple[str, ...]]:
+    """Which arguments follow the image beside the tokens themselves: rotary tables, or something else.
+
+    Tables are a pair of equal shapes, as long along one axis as a sequence with the image in it.
+    """
+    nested: dict[str, list[Lengths]] = {}
     others: dict[str, None] = {}
     for name, dims in place.seen.inputs.items():
-        argument = name.partition(".")[0]
-        if argument == tokens or not any(d in lengths for d in dims):
+        argument, dot, _ = name.partition(".")
+        if argument == tokens or not any(d is not None and d.image > 0 for d in dims):
             continue
-        if "." in name and len(dims) == 2 and dims[0] in lengths:
-            tables[argument] = tables.get(argument, 0) + 1
-        elif not (len(dims) == 3 and dims[1] in lengths and dims[0] is not None and dims[0].constant > 1) or len(dims) > 3:
+        if dot:
+            nested.setdefault(argument, []).append(dims)
+        # Another stream of tokens is [batch, tokens, width], and comes by a name that says so.
+        elif len(dims) != 3 or not argument.endswith("hidden_states"):
             others[argument] = None
-    rotary = next((name for name, count in tables.items() if count == 2), None)
-    return rotary, tuple(name for name in others if name != rotary)
+    rotary: Rotary | None = None
+    for argument, tables in nested.items():
+        first = tables[0]
+        axis = next(i for i, d in enumerate(first) if d is not None and d.image > 0)
+        rest = [d for i, d in enumerate(first) if i != axis]
+        whole = all(d is not None and not d.image and not d.text for d in rest)
+        alone = all(d is not None and d.constant == 1 for d in rest[:-1])
+        if len(tables) == 2 and tables[0] == tables[1] and whole and alone and rotary is None:
+            rotary = Rotary(argument, axis)
+        else:
+            others[argument] = None
+    return rotary, tuple(others)
 
 
 def _parallel(place: _Place, site: Site) -> tuple[str, ...]:

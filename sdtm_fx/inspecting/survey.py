@@ -42,6 +42,19 @@ class BlockStructure:
 
 
 @dataclass(frozen=True)
+class Rotary:
+    """Tables (cos, sin) of positions.
+
+    Attributes:
+        argument: Of the module that carries them.
+        axis: That the sequence lies along.
+    """
+
+    argument: str
+    axis: int
+
+
+@dataclass(frozen=True)
 class FoundSite:
     """A module whose image tokens can be merged.
 
@@ -54,7 +67,7 @@ class FoundSite:
         input: Argument that carries the tokens: position or name.
         output: Index of the tokens in what it returns; None: it returns them alone.
         beside: Argument of the block with the tokens that are not image, where they are in the sequence.
-        rotary: Argument with tables (cos, sin) of positions.
+        rotary: Its tables of positions.
         positions: Arguments with positions in another form, which nothing can gather.
         parallel: Modules that it meets in one projection.
         keys: Length of what its queries look at; None for a feed-forward.
@@ -68,7 +81,7 @@ class FoundSite:
     input: int | str
     output: int | None
     beside: str | None = None
-    rotary: str | None = None
+    rotary: Rotary | None = None
     positions: tuple[str, ...] = ()
     parallel: tuple[str, ...] = ()
     keys: Length | None = None
