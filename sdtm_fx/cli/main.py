@@ -15,6 +15,7 @@ from sdtm_fx.cli.calibrate import calibrate
 from sdtm_fx.cli.demo import demo
 from sdtm_fx.cli.eval import evaluate
 from sdtm_fx.cli.explain import explain
+from sdtm_fx.cli.inspect import inspect
 from sdtm_fx.cli.methods import methods
 from sdtm_fx.cli.recipes import recipes
 from sdtm_fx.cli.tables import tables
@@ -47,6 +48,7 @@ app.command()(calibrate)
 app.command()(demo)
 app.command("eval")(evaluate)
 app.command()(explain)
+app.command()(inspect)
 app.command()(tables)
 app.add_typer(methods, name="methods")
 app.add_typer(recipes, name="recipes")

@@ -17,6 +17,8 @@ from sdtm_fx.inspecting.finding import find_sites
 from sdtm_fx.inspecting.given import parse_inputs
 from sdtm_fx.inspecting.observing import AttentionCall, attention_calls, observe
 from sdtm_fx.inspecting.opening import Subject
+from sdtm_fx.inspecting.pointwise import keep_pointwise
+from sdtm_fx.inspecting.small import small_copy
 from sdtm_fx.inspecting.survey import FoundSite, LeftOut, Survey
 
 
@@ -27,6 +29,7 @@ def survey(
     grid: tuple[int, int] = (64, 64),
     text: int = 77,
     batch: int = 1,
+    layers: int = 2,
 ) -> Survey:
     """Look at a model.
 
@@ -36,6 +39,7 @@ def survey(
         grid: (height, width) in image tokens of the finest grid, for MACs.
         text: Text tokens, for MACs.
         batch: Samples, for MACs.
+        layers: Most layers of each kind in the smaller copy, in which feed-forwards are run.
 
     Raises:
         InspectionError: It cannot be built or called, or has no site.
@@ -50,6 +54,9 @@ def survey(
     paths = blocks_with_attention(model, attention)
     captures, why_not = capture_blocks(model, call, paths)
     sites, left_out = find_sites(model, observation, attention, captures)
+    if any(not site.is_attention for site in sites):
+        sites, mixing = keep_pointwise(sites, small_copy(subject, call, layers))
+        left_out += mixing
     left_out += _uncaptured(attention, why_not) + _text_only(attention)
     if not sites:
         raise InspectionError(_nothing(subject, attention, left_out))
