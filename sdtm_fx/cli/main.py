@@ -10,6 +10,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from sdtm_fx.cli.analyze import analyze
+from sdtm_fx.cli.author import author
 from sdtm_fx.cli.bench import bench
 from sdtm_fx.cli.calibrate import calibrate
 from sdtm_fx.cli.demo import demo
@@ -43,6 +44,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(analyze)
+app.command()(author)
 app.command()(bench)
 app.command()(calibrate)
 app.command()(demo)

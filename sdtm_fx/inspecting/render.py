@@ -60,7 +60,7 @@ def _blocks(survey: Survey) -> Table:
 
 
 def _sites(survey: Survey, marks: Marks | None) -> Table:
-    columns = [Column("modules", overflow="fold", min_width=26), "computes", "tokens", "positions", "GMACs"]
+    columns = [Column("modules", overflow="fold"), "computes", "tokens", "positions", "GMACs"]
     table = Table(*columns, *(["recipe"] if marks is not None else []), title="Sites")
     for group in group_sites(survey):
         site = group.first
