@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from inspect import signature, unwrap
 
 from sdtm_fx.authoring.layout import Line, grid_line, input_line
 from sdtm_fx.authoring.sites import DraftSite
@@ -108,11 +109,11 @@ def _stages(sites: Sequence[DraftSite], merged: Sequence[str]) -> Iterator[str]:
 
 
 def _settings(survey: Survey, sites: Sequence[DraftSite]) -> Iterator[str]:
-    distilled = "guidance" in survey.call.arguments
+    distilled = "guidance" in signature(unwrap(survey.subject.kind.forward)).parameters
     share = [] if distilled else ["cfg"]
-    why = "guidance is distilled into the model: there is no second half" if distilled else ""
-    if not distilled:
-        why = "one plan for both guidance halves halves the planning"
+    why = "one plan for both guidance halves halves the planning"
+    if distilled:
+        why = "guidance is distilled into the model: there is no second half"
     if any(s.keep_dense is None and s.group.first.rotary is not None for s in sites):
         share, why = ["batch"], "rotary tables have no batch axis: one plan serves every sample"
     yield "ratio:\n"
@@ -128,6 +129,8 @@ def _settings(survey: Survey, sites: Sequence[DraftSite]) -> Iterator[str]:
     yield "  weight: 0.1  # the released weight of new values\n"
     yield "plan:\n"
     yield f"  share: [{', '.join(share)}]  # {why}\n"
+    if share == ["cfg"]:
+        yield "  # unsure: whether its pipeline stacks both halves in one batch; if not, share nothing\n"
     yield "  every_layers: 1  # a plan of its own for each block\n"
     yield "  every_steps: 1  # and for each step\n"
     yield "  round_to: 64  # kernels like whole tiles\n"

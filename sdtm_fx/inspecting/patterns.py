@@ -26,8 +26,8 @@ def pattern_for(wanted: Collection[str], every: Iterable[str]) -> str:
         (glob,) = families
         if _matches(glob, paths) == target:
             return glob
-    bodies = [_expression(name, found, [p for p in paths if family(p) == name]) for name, found in families.items()]
-    expression = REGEX_PREFIX + (bodies[0] if len(bodies) == 1 else f"({'|'.join(bodies)})")
+    bodies = [_parts(name, found, [p for p in paths if family(p) == name]) for name, found in families.items()]
+    expression = REGEX_PREFIX + _join(bodies)
     if _matches(expression, paths) == target:
         return expression
     return REGEX_PREFIX + "|".join(re.escape(path) for path in wanted)
@@ -43,8 +43,8 @@ def _matches(pattern: str, paths: Iterable[str]) -> set[str]:
     return {path for path in paths if accepts(path)}
 
 
-def _expression(name: str, wanted: list[str], every: list[str]) -> str:
-    """An expression for paths of one family: the numbers of a list are named where not all of them occur."""
+def _parts(name: str, wanted: list[str], every: list[str]) -> list[str]:
+    """Expressions for the parts of paths of one family: the numbers of a list are named where not all occur."""
     parts = []
     for place, part in enumerate(name.split(".")):
         if part != "*":
@@ -54,4 +54,15 @@ def _expression(name: str, wanted: list[str], every: list[str]) -> str:
         numbers = sorted(mine, key=int)
         some = numbers[0] if len(numbers) == 1 else f"({'|'.join(numbers)})"
         parts.append(r"\d+" if mine == all_ else some)
-    return r"\.".join(parts)
+    return parts
+
+
+def _join(bodies: list[list[str]]) -> str:
+    """One expression for several families; what all of them end with is written once."""
+    shared = 0
+    while len({tuple(body[-shared - 1 :]) for body in bodies}) == 1 and all(len(b) > shared + 1 for b in bodies):
+        shared += 1
+    heads = [r"\.".join(body[: len(body) - shared]) for body in bodies]
+    tail = bodies[0][len(bodies[0]) - shared :]
+    head = heads[0] if len(heads) == 1 else f"({'|'.join(heads)})"
+    return r"\.".join([head, *tail])
