@@ -8,7 +8,7 @@ from typing import Any
 from torch import fx
 
 from sdtm_fx.errors import SiteError
-from sdtm_fx.passes.insert_merges import prefix_length
+from sdtm_fx.passes.insert_merges import image_place
 from sdtm_fx.rewriting.codegen import graph_function
 from sdtm_fx.rewriting.opening import OpenedSite
 from sdtm_fx.rewriting.work import BlockWork, Pass
@@ -29,8 +29,8 @@ def _call_instead(work: BlockWork, opened: OpenedSite) -> None:
     function = graph_function(inner.graph, inner.module, f"attention_{site.spec.id}".replace("-", "_"))
     with graph.inserting_before(_place_of_call(site, inner.arguments, plan)):
         module = graph.create_node("get_attr", site.local)
-        prefix = 0 if site.spec.prefix is None else prefix_length(work, site)
-        arguments: tuple[Any, ...] = (module, work.ctx, prefix, opened.outer_plan, *inner.arguments)
+        place = image_place(work, site)
+        arguments: tuple[Any, ...] = (module, work.ctx, *place, opened.outer_plan, *inner.arguments)
         call = graph.call_function(function, arguments)
         result = call
         if plan is not None:

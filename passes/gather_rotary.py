@@ -12,6 +12,7 @@ from torch import fx
 
 from sdtm_fx.capture.arguments import Signature
 from sdtm_fx.errors import SiteError
+from sdtm_fx.passes.insert_merges import stream_place
 from sdtm_fx.rewriting.work import BlockWork, Pass
 from sdtm_fx.runtime import ops, rotary_ops
 from sdtm_fx.sites.locating import Site
@@ -41,7 +42,10 @@ def gather_rotary(work: BlockWork) -> int:
         plan = site_plan(site)
         with work.graph.inserting_before(site.node):
             follow = rotary_ops.gather_rotary if work.recipe.passes.gather_rotary else rotary_ops.cut_rotary
-            gathered = _map_tables(work.graph, follow, plan, tables)
+            place = (*stream_place(work), site.spec.rotary_axis, site.spec.suffix is not None)
+            while place and place[-1] in (0, False) and not isinstance(place[-1], fx.Node):
+                place = place[:-1]  # as if it had not been said
+            gathered = _map_tables(work.graph, follow, (plan, *place), tables)
         if isinstance(slot, int):
             site.node.update_arg(slot, gathered)
         else:
@@ -53,15 +57,16 @@ def site_plan(site: Site) -> fx.Node:
     """The plan over image tokens alone of a site that runs on merged tokens; what stands in front is left out."""
     merge = next(n for n in site.node.all_input_nodes if n.target is ops.merge_tokens)
     plan = merge.all_input_nodes[0]
-    return plan.all_input_nodes[0] if plan.target is ops.after_prefix else plan
+    return plan.all_input_nodes[0] if plan.target is ops.place_plan else plan
 
 
-def _map_tables(graph: fx.Graph, follow: Callable[..., Any], plan: fx.Node, tables: Any) -> Any:
+def _map_tables(graph: fx.Graph, follow: Callable[..., Any], by: tuple[Any, ...], tables: Any) -> Any:
     if isinstance(tables, fx.Node):
-        gathered = graph.call_function(follow, (plan, tables))
+        plan, *place = by
+        gathered = graph.call_function(follow, (plan, tables, *place))
         gathered.meta["val"] = tables.meta["val"]
         return gathered
-    return type(tables)(_map_tables(graph, follow, plan, t) for t in tables)
+    return type(tables)(_map_tables(graph, follow, by, t) for t in tables)
 
 
 GATHER_ROTARY = Pass("gather_rotary", exact=False, run=gather_rotary)

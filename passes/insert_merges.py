@@ -12,12 +12,20 @@ at the very place where they are blended, and the last pass turns it into the st
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 from torch import fx
 
 from sdtm_fx.base_plan import Unmerging
+from sdtm_fx.recipe.sections import REST
 from sdtm_fx.rewriting.work import BlockWork, Pass
 from sdtm_fx.runtime import ops, stack_ops
 from sdtm_fx.sites.locating import Site
+
+Place: TypeAlias = tuple[fx.Node | int, fx.Node | int]
+"""How many tokens stand in front of the image tokens that may be merged, and behind them."""
+NOWHERE: Place = (0, 0)
+"""The place of image tokens that are the whole sequence."""
 
 
 def insert_merges(work: BlockWork) -> int:
@@ -67,9 +75,10 @@ def mark(graph: fx.Graph, plan: fx.Node | None, exit_: fx.Node, name: str) -> fx
 def _merge(work: BlockWork, site: Site) -> fx.Node:
     graph = work.graph
     with graph.inserting_before(site.node):
-        plan, length = _plan(work, site)
-        if length is not None:
-            plan = graph.call_function(ops.after_prefix, (plan, length))
+        place = image_place(work, site)
+        plan = _plan(work, site, place)
+        if place != NOWHERE:
+            plan = graph.call_function(ops.place_plan, (plan, *place))
         merged = graph.call_function(ops.merge_tokens, (plan, site.entry))
     feed(site, merged)
     return plan
@@ -77,24 +86,37 @@ def _merge(work: BlockWork, site: Site) -> fx.Node:
 
 def _mark_keys(work: BlockWork, site: Site) -> None:
     with work.graph.inserting_before(site.node):
-        plan, _ = _plan(work, site)
+        plan = _plan(work, site, image_place(work, site))
         marked = work.graph.call_function(ops.keys_of, (plan, site.entry))
     feed(site, marked)
 
 
-def _plan(work: BlockWork, site: Site) -> tuple[fx.Node, fx.Node | None]:
-    """Insert the plan over the image tokens of a site; returns the length of what stands in front of them, too."""
-    graph = work.graph
-    metric = metric_argument(work, site)
-    length = None if site.spec.prefix is None else prefix_length(work, site)
-    if metric is None:
-        metric = site.entry
-        if length is not None:
-            metric = graph.call_function(ops.image_tokens, (site.entry, length))
-    span = work.inner_span
+def _plan(work: BlockWork, site: Site, place: Place) -> fx.Node:
+    """Insert the plan over the image tokens of a site that may be merged."""
+    metric, span = site_metric(work, site, place), work.inner_span
     if span is not None:
-        return graph.call_function(stack_ops.plan_slots, (work.ctx, metric, span.id)), length
-    return graph.call_function(ops.plan_tokens, (work.ctx, metric)), length
+        return work.graph.call_function(stack_ops.plan_slots, (work.ctx, metric, span.id))
+    return work.graph.call_function(ops.plan_tokens, (work.ctx, metric))
+
+
+def site_metric(work: BlockWork, site: Site, place: Place) -> fx.Node:
+    """Insert what the image tokens of a site are compared by: those that may be merged, [B, N, D]."""
+    metric = metric_argument(work, site)
+    return _cut(work, site.entry, place) if metric is None else stream_image(work, metric)
+
+
+def stream_image(work: BlockWork, stream: fx.Node) -> fx.Node:
+    """Insert the tokens of an image stream that may be merged: all but protected ones and references."""
+    return _cut(work, stream, stream_place(work))
+
+
+def stream_place(work: BlockWork) -> Place:
+    """Insert how many protected tokens, and how many of references, stand around the others in an image stream."""
+    return _before(work, 0), _behind(work, 0)
+
+
+def _cut(work: BlockWork, tokens: fx.Node, place: Place) -> fx.Node:
+    return tokens if place == NOWHERE else work.graph.call_function(ops.image_tokens, (tokens, *place))
 
 
 def feed(site: Site, tokens: fx.Node) -> None:
@@ -106,10 +128,41 @@ def feed(site: Site, tokens: fx.Node) -> None:
         site.node.update_kwarg(site.slot, tokens)
 
 
-def prefix_length(work: BlockWork, site: Site) -> fx.Node:
-    """Insert the number of tokens in front of the image: the length of a block argument."""
-    argument = work.argument(str(site.spec.prefix), "prefix", f"site {site.spec.id!r}")
-    return work.graph.call_method("size", (argument, 1))
+def image_place(work: BlockWork, site: Site) -> Place:
+    """Insert how many tokens stand in front of those that may be merged, and behind them, in the input of a site.
+
+    Sides that a block argument tells the length of are taken from it, so that the sum is checked. What is unknown is
+    what is left of the sequence.
+    """
+    spec = site.spec
+    before = _before(work, _length(work, site, "prefix", spec.prefix))
+    behind = _behind(work, _length(work, site, "suffix", spec.suffix))
+    span = () if work.inner_span is None else (work.inner_span.id,)
+    if spec.prefix == REST:
+        before = work.graph.call_function(ops.remaining, (work.ctx, site.entry, behind, *span))
+    if spec.suffix == REST:
+        behind = work.graph.call_function(ops.remaining, (work.ctx, site.entry, before, *span))
+    return before, behind
+
+
+def _length(work: BlockWork, site: Site, key: str, argument: str | None) -> fx.Node | int:
+    """The length of the block argument that a key of a site names; 0 where it names none."""
+    if argument is None or argument == REST:
+        return 0
+    node = work.argument(argument, key, f"site {site.spec.id!r}")
+    return work.graph.call_method("size", (node, 1))
+
+
+def _before(work: BlockWork, prefix: fx.Node | int) -> fx.Node | int:
+    if not work.recipe.tokens.protect.first_frames:
+        return prefix
+    return work.graph.call_function(ops.before_image, (work.ctx, prefix))
+
+
+def _behind(work: BlockWork, suffix: fx.Node | int) -> fx.Node | int:
+    if not work.recipe.tokens.has_references:
+        return suffix
+    return work.graph.call_function(ops.behind_image, (work.ctx, suffix))
 
 
 def metric_argument(work: BlockWork, site: Site) -> fx.Node | None:

@@ -18,6 +18,7 @@ import torch
 from torch import fx
 
 from sdtm_fx.errors import SiteError
+from sdtm_fx.passes.insert_merges import stream_image
 from sdtm_fx.recipe.span import SpanSpec
 from sdtm_fx.rewriting.work import BlockWork, Pass
 from sdtm_fx.runtime import ops, span_ops
@@ -93,7 +94,7 @@ def _enter(work: BlockWork, span: SpanSpec, tokens: fx.Node) -> fx.Node:
         tokens.next if tokens.op != "placeholder" else next(n for n in graph.nodes if n.op != "placeholder")
     )
     with graph.inserting_before(behind):
-        plan = graph.call_function(ops.plan_tokens, (work.ctx, tokens))
+        plan = graph.call_function(ops.plan_tokens, (work.ctx, stream_image(work, tokens)))
         arguments = (work.ctx, plan, tokens, span.id, span.residual == "dense")
         short = graph.call_function(span_ops.enter_span, arguments)
     short.meta["val"] = tokens.meta["val"]
@@ -113,7 +114,8 @@ def _shorten_tables(work: BlockWork, span: SpanSpec) -> int:
     for table in tables:
         users = list(table.users)
         with work.graph.inserting_after(entered):
-            short = work.graph.call_function(follow, (work.ctx, table, span.id))
+            along = (span.rotary_axis,) if span.rotary_axis else ()
+            short = work.graph.call_function(follow, (work.ctx, table, span.id, *along))
         short.meta["val"] = table.meta["val"]
         for user in users:
             user.replace_input_with(table, short)

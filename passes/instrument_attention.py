@@ -14,7 +14,7 @@ from torch import fx
 from sdtm_fx.attention_score import attention_heads, received_attention
 from sdtm_fx.errors import SiteError
 from sdtm_fx.methods.base import Method
-from sdtm_fx.rewriting.attention import has_text
+from sdtm_fx.rewriting.attention import joins_text
 from sdtm_fx.rewriting.opening import OpenedSite, open_site, reads_image
 from sdtm_fx.rewriting.work import BlockWork, Pass
 from sdtm_fx.runtime import ops
@@ -76,7 +76,8 @@ def _report(opened: OpenedSite, plan: fx.Node, method: Method) -> None:
             f"{opened.where}: method {method.name!r} reads attention among image tokens, and here the keys are those "
             "of a text (cross-attention); name the block's self-attention or joint attention first"
         )
-    if text and not has_text(attention, opened.start):
+    spec = opened.site.spec
+    if text and not joins_text(attention) and spec.prefix is None and spec.suffix is None:
         raise SiteError(
             f"{opened.where}: method {method.name!r} reads attention to text with these options, and there are image "
             "keys only"

@@ -6,7 +6,7 @@ reads it on the host and takes the largest ratio that the count allows.
 
 from __future__ import annotations
 
-from sdtm_fx.passes.insert_merges import metric_argument, prefix_length
+from sdtm_fx.passes.insert_merges import feed, image_place, site_metric
 from sdtm_fx.rewriting.work import BlockWork, Pass
 from sdtm_fx.runtime import ops
 
@@ -22,15 +22,9 @@ def measure_threshold(work: BlockWork) -> int:
         return 0
     site = sites[0]
     with work.graph.inserting_before(site.node):
-        prefix = 0 if site.spec.prefix is None else prefix_length(work, site)
-        metric = metric_argument(work, site)
-        compared = () if metric is None else (metric,)
-        measured = work.graph.call_function(ops.measure_tokens, (work.ctx, site.entry, prefix, *compared))
-    measured.meta["val"] = site.entry.meta["val"]
-    if isinstance(site.slot, int):
-        site.node.update_arg(site.slot, measured)
-    else:
-        site.node.update_kwarg(site.slot, measured)
+        metric = site_metric(work, site, image_place(work, site))
+        measured = work.graph.call_function(ops.measure_tokens, (work.ctx, site.entry, metric))
+    feed(site, measured)
     return 1
 
 

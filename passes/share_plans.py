@@ -22,7 +22,7 @@ def share_plans(work: BlockWork) -> int:
             plan.replace_all_uses_with(plans[0])
             work.graph.erase_node(plan)
             dropped += 1
-    for function in (ops.after_prefix, ops.merge_tokens):
+    for function in (ops.before_image, ops.behind_image, ops.remaining, ops.place_plan, ops.merge_tokens):
         _merge_equal_calls(work, function)
     work.drop_unused()
     return dropped
@@ -32,7 +32,9 @@ def _merge_equal_calls(work: BlockWork, function: Callable[..., object]) -> None
     """Keep one of several calls with the same arguments; sizes count as equal when read off the same value."""
     seen: dict[tuple[object, ...], fx.Node] = {}
     for node in work.calls(function):
-        key = tuple(_identity(a) for a in node.args)
+        # Sites of one plan have one image in their sequences; a length that differs is refused where it is merged.
+        told = (a for i, a in enumerate(node.args) if function is not ops.remaining or i != 1)
+        key = tuple(_identity(a) for a in told)
         if key in seen:
             node.replace_all_uses_with(seen[key])
             work.graph.erase_node(node)

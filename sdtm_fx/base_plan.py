@@ -96,11 +96,12 @@ class Plan(ABC):
         """
 
     @abstractmethod
-    def after_prefix(self: AnyPlan, length: int) -> AnyPlan:
-        """Return this plan behind `length` leading tokens that stay as they are.
+    def placed(self: AnyPlan, before: int, behind: int = 0) -> AnyPlan:
+        """Return this plan in a sequence in which tokens stand around its own that stay as they are.
 
         Args:
-            length: Number of leading tokens, for instance text tokens in front of image tokens.
+            before: Number of tokens in front, for instance of text, or of a frame that is protected.
+            behind: Number of tokens that follow, for instance of reference images, or of text.
         """
 
     @abstractmethod

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from sdtm_fx.errors import ScheduleError
+from sdtm_fx.grids import TokenGrid, coarser, show_grid, tokens_on
 from sdtm_fx.levels import lattice, multiples
 from sdtm_fx.methods.base import Method
 from sdtm_fx.reductions import Reduce
@@ -30,11 +31,11 @@ class LayerRates:
     round_to: int = 1
     levels: Mapping[int, int] = field(default_factory=dict)
 
-    def grid(self, block: int, grid: tuple[int, int]) -> tuple[int, int]:
+    def grid(self, block: int, grid: TokenGrid) -> TokenGrid:
         """(height, width) in tokens of a block; `grid` is that of the call."""
         return coarser(grid, self.levels.get(block, 1))
 
-    def remove(self, block: int, remove: int, method: Method, grid: tuple[int, int]) -> int:
+    def remove(self, block: int, remove: int, method: Method, grid: TokenGrid) -> int:
         """How many tokens a block removes at each site in a phase.
 
         Args:
@@ -56,26 +57,21 @@ class LayerRates:
         most = remove if own == grid else _part_of(remove, method, grid, own)
         if scale == 1 and own != grid and remove == method.capacity(grid):
             return most  # all that can be: multiples of `round_to` are what comes out
-        wanted = scale * remove * tokens / (grid[0] * grid[1])
+        wanted = scale * remove * tokens / tokens_on(grid)
         return scaled_count(most, wanted / most, tokens, method.quantum(), self.round_to) if most else 0
 
-    def removes(self, remove: int, method: Method, grid: tuple[int, int]) -> dict[int, int]:
+    def removes(self, remove: int, method: Method, grid: TokenGrid) -> dict[int, int]:
         """The same of all blocks that do not remove what the phase does."""
         return {block: self.remove(block, remove, method, grid) for block in {**self.scales, **self.levels}}
 
 
-def coarser(grid: tuple[int, int], downsample: int) -> tuple[int, int]:
-    """(height, width) in tokens whose sides are `downsample` times as long; sides are rounded up."""
-    return -(-grid[0] // downsample), -(-grid[1] // downsample)
-
-
-def _part_of(remove: int, method: Method, grid: tuple[int, int], own: tuple[int, int]) -> int:
+def _part_of(remove: int, method: Method, grid: TokenGrid, own: TokenGrid) -> int:
     """The most that may go of a coarser grid: all that can, where at least that is asked for."""
-    tokens, whole, most = own[0] * own[1], grid[0] * grid[1], method.capacity(own)
+    tokens, whole, most = tokens_on(own), tokens_on(grid), method.capacity(own)
     if remove * tokens > most * whole and remove != method.capacity(grid):
         raise ScheduleError(
-            f"{method.name}: found ratio {remove / whole:.4g} at a level of {own[0]}x{own[1]} tokens (grid "
-            f"{grid[0]}x{grid[1]}); it can remove at most {most} of {tokens} there (ratio {most / tokens:.4g})"
+            f"{method.name}: found ratio {remove / whole:.4g} at a level of {show_grid(own)} tokens (grid "
+            f"{show_grid(grid)}); it can remove at most {most} of {tokens} there (ratio {most / tokens:.4g})"
         )
     return most // method.quantum() * method.quantum()
 

@@ -40,6 +40,7 @@ class LinearPlan(Plan):
         regions: The regions.
         rows: Which rows of A exist: some regions may have one slot less.
         prefix: Number of leading tokens that stay as they are.
+        suffix: Number of trailing tokens that stay as they are.
         ways: [P, R, d, K] each, what `merge` and `unmerge` multiply features of their dtype by; None: not prepared.
     """
 
@@ -51,12 +52,13 @@ class LinearPlan(Plan):
     regions: Regions
     rows: ShortRows
     prefix: int = 0
+    suffix: int = 0
     ways: tuple[Tensor, Tensor] | None = None
 
     @property
     def tokens(self) -> int:
         """N, the number of tokens before merging."""
-        return self.prefix + self.regions.tokens
+        return self.prefix + self.regions.tokens + self.suffix
 
     @property
     def slots(self) -> Tensor:
@@ -96,9 +98,10 @@ class LinearPlan(Plan):
             PlanError: `x` has another batch or length than the plan.
         """
         self._check(x, self.tokens, "merge")
-        image = x[:, self.prefix :]
+        last = self.tokens - self.suffix
+        image = x[:, self.prefix : last]
         rows = _product(self._way_in(x.dtype), self.regions.split(image))
-        parts = [x[:, : self.prefix], self.rows.pack(rows), self.regions.rest(image)]
+        parts = [x[:, : self.prefix], self.rows.pack(rows), self.regions.rest(image), x[:, last:]]
         return _joined(parts)
 
     def unmerge(self, y: Tensor) -> Tensor:
@@ -114,26 +117,30 @@ class LinearPlan(Plan):
             PlanError: `y` has another batch or length than the plan.
         """
         self._check(y, self.kept, "unmerge")
-        end = self.prefix + self.rows.number
+        end, last = self.prefix + self.rows.number, self.kept - self.suffix
         inside = _product(self._way_out(y.dtype).mT, self.rows.unpack(y[:, self.prefix : end]))
-        return _joined([y[:, : self.prefix], self.regions.join(inside, y[:, end:])])
+        return _joined([y[:, : self.prefix], self.regions.join(inside, y[:, end:last]), y[:, last:]])
 
     def prepared(self, dtype: torch.dtype) -> LinearPlan:
         """Return the plan with its weights divided by their mass, and cast, once for all merges of a call."""
         return replace(self, ways=(self._way_in(dtype), self._way_out(dtype)))
 
-    def after_prefix(self, length: int) -> LinearPlan:
-        """Return this plan behind `length` leading tokens that stay as they are.
+    def placed(self, before: int, behind: int = 0) -> LinearPlan:
+        """Return this plan in a sequence in which tokens stand around its own that stay as they are.
 
         Args:
-            length: Number of leading tokens, for instance text tokens in front of image tokens.
+            before: Number of tokens in front, for instance of text, or of a frame that is protected.
+            behind: Number of tokens that follow, for instance of reference images, or of text.
         """
-        lead = torch.arange(length, device=self.positions.device).expand(self.positions.shape[0], length)
+        rows, device = self.positions.shape[0], self.positions.device
+        lead = torch.arange(before, device=device).expand(rows, before)
+        tail = torch.arange(behind, device=device).expand(rows, behind) + (before + self.tokens)
         return replace(
             self,
-            positions=torch.cat([lead, self.positions + length], dim=1),
-            kept=self.kept + length,
-            prefix=self.prefix + length,
+            positions=torch.cat([lead, self.positions + before, tail], dim=1),
+            kept=self.kept + before + behind,
+            prefix=self.prefix + before,
+            suffix=self.suffix + behind,
         )
 
     def names(self) -> tuple[str, ...]:
@@ -170,11 +177,14 @@ class LinearPlan(Plan):
 
         `others` is for the tokens in no region: one value, or one for each slot number, of which they take theirs.
         """
-        batch, outside = inside.shape[0], self.regions.outside
-        rest = others.expand(outside) if others.ndim == 0 else others[self.kept - outside : self.kept]
-        lead = others.expand(self.prefix) if others.ndim == 0 else others[: self.prefix]
-        image = self.regions.join(inside, rest.expand(batch, -1))
-        return _joined([lead.expand(batch, -1), image])
+        batch, outside, last = inside.shape[0], self.regions.outside, self.kept - self.suffix
+
+        def take(start: int, stop: int) -> Tensor:
+            taken = others.expand(stop - start) if others.ndim == 0 else others[start:stop]
+            return taken.expand(batch, -1)
+
+        image = self.regions.join(inside, take(last - outside, last))
+        return _joined([take(0, self.prefix), image, take(last, self.kept)])
 
 
 def weigh_tokens(

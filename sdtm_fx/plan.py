@@ -28,7 +28,9 @@ class MergePlan(Plan):
         order: [P, N] int64, the tokens sorted by slot.
         starts: [P, M] int64, where each slot begins in `order`.
         kept: M, the number of slots.
-        uniform: (a, g) when the first `a` slots hold one token and all others hold `g`; else None.
+        uniform: (a, g) when the first `a` slots hold one token and all others but the trailing ones hold `g`; else
+            None.
+        trailing: How many slots at the end hold one token each, where `uniform` is known: what follows the image.
         reduce: What becomes of the tokens of a slot.
         stands_for: [P, N] int64, how many tokens each of the N stands for itself, where merges are stacked; None: one.
     """
@@ -39,6 +41,7 @@ class MergePlan(Plan):
     starts: Tensor
     kept: int
     uniform: tuple[int, int] | None = None
+    trailing: int = 0
     reduce: Reduce = "mean"
     stands_for: Tensor | None = None
 
@@ -79,7 +82,8 @@ class MergePlan(Plan):
     def merged_mask(self) -> Tensor:
         """[P, N] bool, the tokens that share their slot with others."""
         if self.uniform is not None:
-            return self.assign >= self.uniform[0]
+            shared = self.assign >= self.uniform[0]
+            return shared & (self.assign < self.kept - self.trailing) if self.trailing else shared
         return (self.members > 1).gather(1, self.assign)
 
     def merge(self, x: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -120,25 +124,35 @@ class MergePlan(Plan):
         self._check(y, self.kept, "unmerge")
         return take_rows(y, self.assign)
 
-    def after_prefix(self, length: int) -> MergePlan:
-        """Return this plan behind `length` leading tokens that stay as they are.
+    def placed(self, before: int, behind: int = 0) -> MergePlan:
+        """Return this plan in a sequence in which tokens stand around its own that stay as they are.
 
         Args:
-            length: Number of leading tokens, for instance text tokens in front of image tokens.
+            before: Number of tokens in front, for instance of text, or of a frame that is protected.
+            behind: Number of tokens that follow, for instance of reference images, or of text.
         """
-        lead = torch.arange(length, device=self.assign.device).expand(self.assign.shape[0], length)
+        rows, device = self.assign.shape[0], self.assign.device
+        lead = torch.arange(before, device=device).expand(rows, before)
+        tail = torch.arange(behind, device=device).expand(rows, behind)
+
+        def around(values: Tensor, last: int) -> Tensor:
+            parts = [lead, values + before]
+            return torch.cat([*parts, tail + (last + before)] if behind else parts, dim=1)
+
         alone, group = self.uniform if self.uniform is not None else (0, 0)
+        stands_for = self.stands_for
+        if stands_for is not None:
+            stands_for = torch.cat([torch.ones_like(lead), stands_for, torch.ones_like(tail)], dim=1)
         return replace(
             self,
-            assign=torch.cat([lead, self.assign + length], dim=1),
-            positions=torch.cat([lead, self.positions + length], dim=1),
-            order=torch.cat([lead, self.order + length], dim=1),
-            starts=torch.cat([lead, self.starts + length], dim=1),
-            kept=self.kept + length,
-            uniform=None if self.uniform is None else (alone + length, group),
-            stands_for=None
-            if self.stands_for is None
-            else torch.cat([torch.ones_like(lead), self.stands_for], dim=1),
+            assign=around(self.assign, self.kept),
+            positions=around(self.positions, self.tokens),
+            order=around(self.order, self.tokens),
+            starts=around(self.starts, self.tokens),
+            kept=self.kept + before + behind,
+            uniform=None if self.uniform is None else (alone + before, group),
+            trailing=self.trailing + behind,
+            stands_for=stands_for,
         )
 
     def reduced_by(self, reduce: Reduce | None) -> MergePlan:
@@ -212,9 +226,10 @@ class MergePlan(Plan):
 
     def _merge_windows(self, x: Tensor, alone: int, group: int) -> Tensor:
         """Merge equal groups by a gather and a mean, which a compiler fuses with what surrounds them."""
-        rows = take_rows(x, self.order)
-        windows = rows[:, alone:].unflatten(1, (self.kept - alone, group))
-        return torch.cat([rows[:, :alone], windows.mean(dim=2)], dim=1)
+        rows, end = take_rows(x, self.order), self.tokens - self.trailing
+        windows = rows[:, alone:end].unflatten(1, (self.kept - self.trailing - alone, group))
+        parts = [rows[:, :alone], windows.mean(dim=2)]
+        return torch.cat([*parts, rows[:, end:]] if self.trailing else parts, dim=1)
 
 
 def identity_plan(batch: int, tokens: int, device: torch.device) -> MergePlan:

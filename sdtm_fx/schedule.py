@@ -6,6 +6,7 @@ import logging
 from dataclasses import replace
 
 from sdtm_fx.errors import ScheduleError
+from sdtm_fx.grids import TokenGrid, show_grid, tokens_on
 from sdtm_fx.phase import Phase, Schedule
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.recipe.sections import PlanSharing
@@ -16,9 +17,7 @@ __all__ = ["Cost", "Phase", "Schedule", "build_schedule"]
 logger = logging.getLogger(__name__)
 
 
-def build_schedule(
-    recipe: Recipe, *, steps: int, grid: tuple[int, int], cost: Cost | None = None
-) -> Schedule:
+def build_schedule(recipe: Recipe, *, steps: int, grid: TokenGrid, cost: Cost | None = None) -> Schedule:
     """Decide the phase of every step.
 
     A curve of the recipe spans all steps; the curve of a stage spans the steps of that stage.
@@ -36,9 +35,9 @@ def build_schedule(
     """
     if steps < 1 or min(grid) < 1:
         raise ScheduleError(
-            f"schedule: found {steps} steps on a {grid[0]}x{grid[1]} grid; accepted: at least 1 each"
+            f"schedule: found {steps} steps on a {show_grid(grid)} grid; accepted: at least 1 each"
         )
-    counts = count_steps(recipe, steps, grid, cost or relative_cost(grid[0] * grid[1]))
+    counts = count_steps(recipe, steps, grid, cost or relative_cost(tokens_on(grid)))
     schedule = _number_phases(counts)
     _check_reuse(recipe, schedule)
     logger.info(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -65,12 +66,11 @@ def _window_sum_fusible(x: Tensor, weight: Tensor, windows: Windows) -> Tensor:
     grid = x.reshape(batch, *windows.grid, width)
     scale = weight.view(batch, *windows.grid, 1)
     total = x.new_zeros(())
-    (tall, wide), (down, right) = windows.covered, windows.window
-    for row in range(down):
-        for column in range(right):
-            inside = (slice(None), slice(row, tall, down), slice(column, wide, right))
-            total = total + grid[inside] * scale[inside]
-    return total.flatten(1, 2)
+    for place in itertools.product(*map(range, windows.edges)):
+        steps = zip(place, windows.covered, windows.edges, strict=True)
+        inside = (slice(None), *(slice(start, side, edge) for start, side, edge in steps))
+        total = total + grid[inside] * scale[inside]
+    return total.flatten(1, len(windows.grid))
 
 
 def window_mean(values: Tensor, windows: Windows) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from sdtm_fx.curve import ratio_curve
 from sdtm_fx.errors import ScheduleError
+from sdtm_fx.grids import TokenGrid, show_grid, tokens_on
 from sdtm_fx.levels import Demand, lattice, multiples, quantise, within_reach
 from sdtm_fx.recipe.ratio import FullRatio, Ratio, ThresholdRatio
 from sdtm_fx.recipe.schema import Recipe
@@ -77,7 +78,7 @@ class StepCounts:
 
     recipe: Recipe
     steps: int
-    grid: tuple[int, int]
+    grid: TokenGrid
     cost: Cost
     remove: dict[int, int] = field(default_factory=dict)
     options: dict[int, tuple[int, ...]] = field(default_factory=dict)
@@ -88,7 +89,7 @@ class StepCounts:
 
     def __post_init__(self) -> None:
         """Work out stages and dense steps."""
-        self.tokens = self.grid[0] * self.grid[1]
+        self.tokens = tokens_on(self.grid)
         self.round_to = self.recipe.plan.round_to
         self.stage_of_step = stage_of_steps(self.recipe.stages, self.steps)
         self.dense = dense_steps(self.recipe, self.steps)
@@ -143,7 +144,7 @@ class StepCounts:
         if ratio * self.tokens > capacity + 1e-6:
             raise ScheduleError(
                 f"{self.recipe.name}: stage {stage.name!r}: found ratio {ratio:.4g} on a "
-                f"{self.grid[0]}x{self.grid[1]} grid; {stage.method.name} can remove at most {capacity} of "
+                f"{show_grid(self.grid)} grid; {stage.method.name} can remove at most {capacity} of "
                 f"{self.tokens} tokens there (ratio {capacity / self.tokens:.4g})"
             )
         return capacity
@@ -169,7 +170,7 @@ class StepCounts:
         return tuple(sorted(counts if counts and low > 0 else {0, *counts}))
 
 
-def count_steps(recipe: Recipe, steps: int, grid: tuple[int, int], cost: Cost) -> StepCounts:
+def count_steps(recipe: Recipe, steps: int, grid: TokenGrid, cost: Cost) -> StepCounts:
     """Decide the count of every step, ratio by ratio: those of single stages, then the recipe's.
 
     Raises:

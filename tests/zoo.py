@@ -87,13 +87,15 @@ def _wan_inputs(batch: int, grid: tuple[int, int], text: int) -> dict[str, Any]:
     return latent_inputs(batch, grid, text) | video | {"timestep": torch.full((batch,), 500)}
 
 
-def pixart(layers: int = 2) -> nn.Module:
-    """Cross-attention beside self-attention; diffusers compiles none of its blocks by itself."""
+def pixart(layers: int = 2, sized: bool = False) -> nn.Module:
+    """Cross-attention beside self-attention; diffusers compiles none of its blocks by itself. The model of 1024 px is
+    told the size of the image (`sized`)."""
+    heads = 3 if sized else 2  # height, width and aspect ratio share the width
     return PixArtTransformer2DModel(
-        sample_size=8, num_layers=layers, patch_size=2, attention_head_dim=8, num_attention_heads=2,
-        caption_channels=32, in_channels=4, cross_attention_dim=16, out_channels=8,
+        sample_size=8, num_layers=layers, patch_size=2, attention_head_dim=8, num_attention_heads=heads,
+        caption_channels=32, in_channels=4, cross_attention_dim=8 * heads, out_channels=8,
         norm_type="ada_norm_single",
-        norm_elementwise_affine=False, use_additional_conditions=False,
+        norm_elementwise_affine=False, use_additional_conditions=sized,
     )  # fmt: skip
 
 
@@ -101,7 +103,7 @@ def _auraflow() -> nn.Module:
     return AuraFlowTransformer2DModel(
         sample_size=16, patch_size=2, in_channels=4, num_mmdit_layers=1, num_single_dit_layers=2,
         attention_head_dim=8, num_attention_heads=2, joint_attention_dim=32, caption_projection_dim=16,
-        out_channels=4, pos_embed_max_size=64,
+        out_channels=4, pos_embed_max_size=400,
     )  # fmt: skip
 
 

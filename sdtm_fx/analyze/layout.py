@@ -12,6 +12,7 @@ from sdtm_fx.capture.arguments import Signature
 from sdtm_fx.errors import NothingMatched, SdtmFxError
 from sdtm_fx.recipe.load import RecipeLike, list_recipes, load_recipe
 from sdtm_fx.recipe.schema import Recipe
+from sdtm_fx.recipe.sections import REST
 from sdtm_fx.recipe.tokens import LatentGrid
 from sdtm_fx.rewriting.rewriting import rewriting_of
 from sdtm_fx.sites.matching import SiteModule, match_sites
@@ -74,7 +75,22 @@ def find_layout(target: Any, recipe: RecipeLike | None = None) -> Layout:
             f"analyze: {type(model).__name__} is rewritten, so merged tokens would be compared with their own "
             "copies; call sdtm_fx.restore first"
         )
+    _check_sequences(parsed)
     return Layout(model, parsed, _blocks(model, match_sites(model, _any_depth(parsed).sites)))
+
+
+def _check_sequences(recipe: Recipe) -> None:
+    """Refuse layouts in which the image is no plane, or stands in front of something else."""
+    tokens = recipe.tokens
+    if (
+        tokens.has_frames
+        or tokens.has_references
+        or any(site.suffix or site.prefix == REST for site in recipe.sites)
+    ):
+        raise SdtmFxError(
+            f"analyze: recipe {recipe.name!r} describes frames, references, or sequences in which the image does not "
+            "come last; accepted: image tokens on a grid of (height, width), alone or behind a `prefix`"
+        )
 
 
 def pixels_per_token(target: Any, recipe: Recipe) -> tuple[int, int] | None:
@@ -82,7 +98,7 @@ def pixels_per_token(target: Any, recipe: Recipe) -> tuple[int, int] | None:
     grid = recipe.tokens.grid
     if not isinstance(grid, LatentGrid):
         return None
-    patch = (grid.patch, grid.patch) if isinstance(grid.patch, int) else grid.patch
+    patch = grid.patches
     scale = int(getattr(target, "vae_scale_factor", 1))
     return scale * patch[0], scale * patch[1]
 

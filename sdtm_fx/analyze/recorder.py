@@ -52,7 +52,7 @@ class Recorder:
         self._settings = settings
         self._on_step = on_step
         self._check_grid = check_grid
-        self._grid = GridReader(layout.recipe.tokens.grid)
+        self._grid = GridReader(layout.recipe.tokens)
         self._signature = Signature.of(type(layout.model).forward)
         self._call: _Call | None = None
         self._done: set[tuple[int, int]] = set()
@@ -108,7 +108,8 @@ class Recorder:
         self._call = None
         if (moment.generation, moment.step) in self._done:
             return
-        grid = self._grid.read(arguments)
+        height, width = self._grid.read(arguments).grid
+        grid = (height, width)
         if self._shape not in (None, grid):
             raise SdtmFxError(
                 f"analyze: grids of {self._shape} and {grid} tokens do not mix; record them apart"

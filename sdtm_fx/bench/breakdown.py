@@ -16,7 +16,7 @@ from sdtm_fx.runtime import ops, rotary_ops, span_ops, stack_ops
 _PARTS: dict[Callable[..., Any], str] = {
     ops.plan_tokens: "plan",
     stack_ops.plan_slots: "plan",
-    ops.after_prefix: "plan",
+    ops.place_plan: "plan",
     ops.merge_tokens: "merge",
     rotary_ops.gather_rotary: "merge",
     span_ops.enter_span: "merge",

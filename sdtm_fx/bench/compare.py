@@ -14,6 +14,7 @@ from sdtm_fx.bench.pairing import BenchSetup, Pairing, pair_of_models
 from sdtm_fx.bench.timing import seconds
 from sdtm_fx.explaining.explain import explain
 from sdtm_fx.explaining.report import PhaseReport
+from sdtm_fx.grids import tokens_on
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewrite import steps
 
@@ -146,7 +147,7 @@ def _compare_one(
                 triples.append(_triple(pairing, clock.advance))
                 if run:  # the first one compiles
                     on_run()
-            tokens = size.grid[0] * size.grid[1]
+            tokens = tokens_on(size.grid)
             found.append(
                 Contender(
                     recipe.name, stage.name, stage.method.name, tokens, tokens - fresh.removed,

@@ -13,6 +13,7 @@ from sdtm_fx.bench.configs import BenchModel
 from sdtm_fx.bench.pairing import BenchSetup, pair_of_models
 from sdtm_fx.explaining.explain import explain
 from sdtm_fx.explaining.report import Explanation, PhaseReport
+from sdtm_fx.grids import tokens_on
 from sdtm_fx.phase import Phase
 from sdtm_fx.recipe.ratio import FullRatio
 from sdtm_fx.recipe.schema import Recipe
@@ -143,7 +144,7 @@ def steps_for(recipe: Recipe, calls: int) -> int:
 def _timing(
     report: Explanation, phase: PhaseReport, pairs: list[tuple[float, float]], plans: int
 ) -> StageTiming:
-    tokens = report.grid[0] * report.grid[1]
+    tokens = tokens_on(report.grid)
     return StageTiming(
         stage=phase.label,
         tokens=tokens,

@@ -9,6 +9,7 @@ import torch
 
 from sdtm_fx.bench.configs import BenchModel
 from sdtm_fx.errors import SdtmFxError, nearest
+from sdtm_fx.grids import TokenGrid
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
@@ -138,7 +139,7 @@ def layers_of(text: str, model: BenchModel) -> Layers:
     return counts * kinds if len(counts) == 1 else counts
 
 
-def grid_of(height: int, width: int, model: BenchModel) -> tuple[int, int]:
+def grid_of(height: int, width: int, model: BenchModel) -> TokenGrid:
     """(height, width) of an image in tokens.
 
     Raises:

@@ -14,6 +14,7 @@ from sdtm_fx.bench.memory import peak_bytes
 from sdtm_fx.bench.timing import seconds
 from sdtm_fx.capture.example import ExampleSize, example_call
 from sdtm_fx.compiling.compile import CUDA_GRAPHS, compile
+from sdtm_fx.grids import TokenGrid
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewrite import rewrite
 from sdtm_fx.rewriting.rewriting import Rewriting, rewriting_of
@@ -37,7 +38,7 @@ class BenchSetup:
 
     ratio: float
     layers: tuple[int, ...] | None
-    grid: tuple[int, int]
+    grid: TokenGrid
     batch: int
     dtype: torch.dtype
     device: torch.device

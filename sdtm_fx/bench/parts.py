@@ -14,6 +14,7 @@ from sdtm_fx.bench.configs import BenchModel
 from sdtm_fx.bench.measure import StageTiming
 from sdtm_fx.bench.pairing import BenchSetup
 from sdtm_fx.bench.timing import median_seconds
+from sdtm_fx.grids import TokenGrid, tokens_on
 from sdtm_fx.methods.base import Method, TokenView
 from sdtm_fx.recipe.schema import Recipe
 
@@ -114,9 +115,9 @@ def time_parts(
 
 
 def _time_stage(
-    name: str, method: Method, grid: tuple[int, int], model: BenchModel, recipe: Recipe, setup: BenchSetup
+    name: str, method: Method, grid: TokenGrid, model: BenchModel, recipe: Recipe, setup: BenchSetup
 ) -> PartTimes:
-    batch, tokens, device = setup.batch * model.halves, grid[0] * grid[1], setup.device
+    batch, tokens, device = setup.batch * model.halves, tokens_on(grid), setup.device
     whole_batch = "batch" in recipe.plan.share
     halves = model.halves if "cfg" in recipe.plan.share else 1
     remove = min(int(tokens * setup.ratio), method.capacity(grid)) // method.quantum() * method.quantum()

@@ -9,7 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-_MODELS = "sd3-medium, sd3.5-medium, sd3.5-large, flux.1-dev"
+_MODELS = (
+    "auraflow, chroma, dit-xl-2, flux.1-dev, flux.1-schnell, hunyuan-dit, pixart-alpha, pixart-alpha-512, "
+    "pixart-sigma, sana, sd3-medium, sd3.5-large, sd3.5-large-turbo, sd3.5-medium"
+)
 
 
 def bench(

@@ -1,4 +1,4 @@
-"""`sdtm-fx recipes`: list, show, validate, the JSON Schema for editors, and what recipes after papers cost."""
+"""`sdtm-fx recipes`: list, show, validate, the JSON Schema for editors, and what recipes cost."""
 
 from __future__ import annotations
 
@@ -75,6 +75,25 @@ def budgets(
     from sdtm_fx.explaining.budgets_page import budgets_page, choose_rows
 
     text = budgets_page(choose_rows(names or ()))
+    if out is None:
+        typer.echo(text, nl=False)
+    else:
+        out.write_text(text, encoding="utf-8")
+
+
+@recipes.command()
+def table(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Recipes; by default all for published models.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write; absent: standard output.", show_default=False)
+    ] = None,
+) -> None:
+    """Write what recipes merge in the models that they are for, and what a step costs with them, in Markdown."""
+    from sdtm_fx.explaining.models_page import choose_recipes, models_page
+
+    text = models_page(choose_recipes(names or ()))
     if out is None:
         typer.echo(text, nl=False)
     else:

@@ -25,7 +25,7 @@ from sdtm_fx.compiling.phases import PhaseKey
 from sdtm_fx.compiling.warmup import Size, warm_up
 from sdtm_fx.compiling.whole import WholeExecutor
 from sdtm_fx.errors import PackageError
-from sdtm_fx.recipe.ratio import ThresholdRatio
+from sdtm_fx.phase import Schedule
 from sdtm_fx.rewrite import rewritten_models
 from sdtm_fx.rewriting.rewriting import Rewriting, rewriting_of
 from sdtm_fx.runtime.call import Call
@@ -69,7 +69,7 @@ def export(
     _check_ratios(rewriting)
     wanted = [sizes] if isinstance(sizes, Size) else list(sizes)
     for size in wanted:  # all errors of schedules before any compiling
-        rewriting.runtime.schedule(size.steps, size.grid, size.text, size.batch)
+        _schedule(rewriting, size)
     folder.mkdir(parents=True, exist_ok=True)
     exporter = _Exporter(
         {}, FeatureLayout(fixed_addresses=False), False, folder=folder, configs=inductor_configs or {}
@@ -116,15 +116,21 @@ def _export_size(
     exporter.prefix, exporter.phases, exporter.shapes, exporter.arguments = f"{number}_", {}, {}, {}
     warm_up(model, rewriting, size)
     return PackagedSize(
-        grid=size.grid,
+        grid=rewriting.recipe.tokens.mergeable(size.grid),
         batch=size.batch,
         text=size.text,
         halves=size.halves(rewriting.recipe.reads_halves),
-        schedule=rewriting.runtime.schedule(size.steps, size.grid, size.text, size.batch),
+        schedule=_schedule(rewriting, size),
         phases=exporter.phases,
         shapes=exporter.shapes,
         arguments=exporter.arguments,
+        references=size.references,
     )
+
+
+def _schedule(rewriting: Rewriting, size: Size) -> Schedule:
+    grid = rewriting.recipe.tokens.mergeable(size.grid)
+    return rewriting.runtime.schedule(size.steps, grid, size.text, size.batch, size.references)
 
 
 @dataclass

@@ -19,11 +19,13 @@ from sdtm_fx.compiling.carried import state_tensors
 from sdtm_fx.compiling.manifest import WEIGHTS, Described, Manifest, PackagedSize, described
 from sdtm_fx.compiling.phases import PhaseKey
 from sdtm_fx.errors import PackageError
+from sdtm_fx.grids import show_grid
 from sdtm_fx.layer_rates import LayerRates
 from sdtm_fx.phase import Schedule
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.runtime.call import Call
 from sdtm_fx.runtime.feature import Feature
+from sdtm_fx.runtime.grid import ImageLayout
 from sdtm_fx.runtime.runtime import Runtime
 from sdtm_fx.runtime.schedules import CallSize
 
@@ -46,7 +48,8 @@ class _PackagedSchedules:
 
     def __init__(self, sizes: Sequence[PackagedSize]) -> None:
         self._known = {
-            CallSize(size.schedule.steps, size.grid, size.batch, size.text): size.schedule for size in sizes
+            CallSize(size.schedule.steps, size.grid, size.batch, size.text, size.references): size.schedule
+            for size in sizes
         }
 
     def asked(self, size: CallSize) -> Schedule:
@@ -58,7 +61,7 @@ class _PackagedSchedules:
         if size not in self._known:
             known = sorted(k.steps for k in self._known if replace(k, steps=size.steps) == size)
             raise PackageError(
-                f"this package has no schedule of {size.steps} steps for {size.grid[0]}x{size.grid[1]} tokens, "
+                f"this package has no schedule of {size.steps} steps for {show_grid(size.grid)} tokens, "
                 f"batch {size.batch}, {size.text} text tokens; "
                 f"it has {', '.join(map(str, known)) or 'none at this size'}"
             )
@@ -178,15 +181,17 @@ class PackagedModel(torch.nn.Module):
             call.state.unsettled.append(feature)
 
     def _size(self, arguments: dict[str, Any]) -> PackagedSize:
-        grid = self._runtime.grid.read(arguments)
+        layout = self._runtime.grid.read(arguments)
         batch = next(v for v in arguments.values() if isinstance(v, torch.Tensor)).shape[0]
         text = text_length(self._runtime.recipe, arguments)
         for size in self.manifest.sizes:
-            if (size.grid, size.batch, size.text) == (grid, batch, text):
+            if (ImageLayout(size.grid, size.references), size.batch, size.text) == (layout, batch, text):
                 _check_arguments(size, arguments, self.manifest)
                 return size
+        references = f", {layout.references} of references" if layout.references else ""
         raise PackageError(
-            f"this package was not made for {grid[0]}x{grid[1]} tokens, batch {batch}, {text} text tokens; "
+            f"this package was not made for {show_grid(layout.grid)} tokens{references}, batch {batch}, "
+            f"{text} text tokens; "
             f"it has {'; '.join(size.says() for size in self.manifest.sizes)}"
         )
 

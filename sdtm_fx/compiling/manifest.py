@@ -13,6 +13,7 @@ import torch
 
 from sdtm_fx.compiling.carried import FeatureKey
 from sdtm_fx.errors import PackageError
+from sdtm_fx.grids import TokenGrid, show_grid
 from sdtm_fx.phase import Phase, Schedule
 
 FORMAT = 1
@@ -40,7 +41,7 @@ class PackagedSize:
     """One size that was exported.
 
     Attributes:
-        grid: (height, width) in tokens.
+        grid: (height, width) in tokens, behind the frames if there are some.
         batch: Samples per call.
         text: Text tokens.
         halves: CFG halves in the batch.
@@ -48,9 +49,10 @@ class PackagedSize:
         phases: The exported phases, by label.
         shapes: Shape and dtype of every feature.
         arguments: Shape and dtype of every tensor that the model is called with.
+        references: Tokens of reference images.
     """
 
-    grid: tuple[int, int]
+    grid: TokenGrid
     batch: int
     text: int
     halves: int
@@ -58,11 +60,15 @@ class PackagedSize:
     phases: dict[str, PackagedPhase]
     shapes: dict[FeatureKey, Described]
     arguments: dict[str, Described]
+    references: int = 0
 
     def says(self) -> str:
         """The size in words."""
-        height, width = self.grid
-        return f"{height}x{width} tokens, batch {self.batch}, {self.text} text tokens, {self.schedule.steps} steps"
+        references = f", {self.references} of references" if self.references else ""
+        return (
+            f"{show_grid(self.grid)} tokens{references}, batch {self.batch}, {self.text} text tokens, "
+            f"{self.schedule.steps} steps"
+        )
 
 
 @dataclass(frozen=True)
@@ -105,7 +111,7 @@ class Manifest:
         """Write the manifest into the folder."""
         sizes = [
             {
-                **{name: getattr(size, name) for name in ("grid", "batch", "text", "halves")},
+                **{name: getattr(size, name) for name in ("grid", "batch", "text", "halves", "references")},
                 "schedule": asdict(size.schedule),
                 "phases": {label: asdict(phase) for label, phase in size.phases.items()},
                 "shapes": [[*key, *shape] for key, shape in size.shapes.items()],
@@ -203,7 +209,7 @@ def _size(data: dict[str, Any]) -> PackagedSize:
     }
     shapes = {(int(i), name): (tuple(shape), dtype) for i, name, shape, dtype in data["shapes"]}
     return PackagedSize(
-        (data["grid"][0], data["grid"][1]),
+        tuple(data["grid"]),
         data["batch"],
         data["text"],
         data["halves"],
@@ -211,4 +217,5 @@ def _size(data: dict[str, Any]) -> PackagedSize:
         phases,
         shapes,
         {name: (tuple(shape), dtype) for name, (shape, dtype) in data["arguments"].items()},
+        data.get("references", 0),  # packages of older versions have none
     )

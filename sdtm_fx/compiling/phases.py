@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from sdtm_fx.grids import TokenGrid, show_grid, tokens_on
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.runtime.call import Call, Variant
 
@@ -22,21 +23,23 @@ class PhaseKey:
         variant: The graphs of the blocks; None where they run their own forward.
         remove: Tokens removed at every site.
         fresh_plan: Whether plans are made, or taken from an earlier step.
-        fresh_destinations: Whether the destinations of plans that are made are chosen, or those of an earlier step.
-        grid: (height, width) in tokens.
+        grid: Sides of the grid of the tokens that may be merged.
         halves: CFG halves in the batch that share one plan.
         advance_ages: Whether ages count this call: the first of its step.
         gated: Paths and variants of the blocks in which the cost gate leaves sites out.
+        fresh_destinations: Whether the destinations of plans that are made are chosen, or those of an earlier step.
+        references: Tokens of reference images.
     """
 
     variant: Variant | None
     remove: int
     fresh_plan: bool
-    grid: tuple[int, int]
+    grid: TokenGrid
     halves: int
     advance_ages: bool
     gated: frozenset[tuple[str, Variant]] = frozenset()
     fresh_destinations: bool = True
+    references: int = 0
 
     @staticmethod
     def of(call: Call) -> PhaseKey:
@@ -52,11 +55,11 @@ class PhaseKey:
             advance_ages=call.advance_ages if merges else True,
             gated=frozenset(call.gated.items()),
             fresh_destinations=call.phase.fresh_destinations,
+            references=call.references,
         )
 
     def label(self, recipe: Recipe) -> str:
         """A name for profiles and packages: ``structure_3072_of_4096``."""
-        height, width = self.grid
         name, more = "dense", ""
         if self.variant is not None and self.variant.stage is not None:
             name = recipe.stages[self.variant.stage].name
@@ -72,8 +75,8 @@ class PhaseKey:
             more += (
                 "" if self.variant.measure is None else f"_counts_{recipe.stages[self.variant.measure].name}"
             )
-        kept = f"_{height * width - self.remove}_of" if self.remove else ""
-        return re.sub(r"\W", "_", f"{name}{kept}_{height}x{width}{more}")
+        kept = f"_{tokens_on(self.grid) - self.remove}_of" if self.remove else ""
+        return re.sub(r"\W", "_", f"{name}{kept}_{show_grid(self.grid)}{more}")
 
 
 def own_code(function: Callable[..., Any], name: str) -> Callable[..., Any]:

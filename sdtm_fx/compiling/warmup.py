@@ -11,6 +11,7 @@ from rich.progress import Progress
 from sdtm_fx.capture.example import ExampleSize, example_call
 from sdtm_fx.clock_sources import ManualSteps
 from sdtm_fx.compiling.phases import PhaseKey
+from sdtm_fx.grids import TokenGrid
 from sdtm_fx.phase import Phase, Schedule
 from sdtm_fx.rewriting.rewriting import Rewriting
 from sdtm_fx.runtime.call import Variant
@@ -21,19 +22,22 @@ class Size:
     """The size of a generation.
 
     Attributes:
-        grid: (height, width) in image tokens; a 1024 px image of SD3 or FLUX has 64 x 64.
+        grid: (height, width) in image tokens; a 1024 px image of SD3 or FLUX has 64 x 64. With frames (frames, height,
+            width), protected ones counted.
         batch: Samples per call, CFG halves counted.
         text: Text tokens.
         steps: Denoising steps.
         cfg_halves: How many guidance halves are stacked in the batch; None: two where the recipe shares plans
             over them, or compares them, and the batch is even.
+        references: Tokens of reference images.
     """
 
-    grid: tuple[int, int]
+    grid: TokenGrid
     batch: int = 2
     text: int = 77
     steps: int = 28
     cfg_halves: int | None = None
+    references: int = 0
 
     def halves(self, shared: bool) -> int:
         """CFG halves in the batch, for a recipe that shares plans over them or not."""
@@ -79,8 +83,9 @@ def warm_up(model: torch.nn.Module, rewriting: Rewriting, size: Size) -> tuple[P
         ScheduleError: The recipe cannot be scheduled for this size.
     """
     runtime, recipe = rewriting.runtime, rewriting.recipe
-    arguments = example_call(model, recipe, ExampleSize(size.batch, size.text, size.grid))
-    schedule = runtime.schedule(size.steps, size.grid, size.text, size.batch)
+    grid = recipe.tokens.mergeable(size.grid)
+    arguments = example_call(model, recipe, ExampleSize(size.batch, size.text, grid, size.references))
+    schedule = runtime.schedule(size.steps, grid, size.text, size.batch, size.references)
     phases = list(distinct_phases(rewriting, schedule))
     ran: list[PhaseKey] = []
     halves = size.halves(recipe.reads_halves)

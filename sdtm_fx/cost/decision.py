@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from sdtm_fx.cost.profile import DeviceProfile
+from sdtm_fx.grids import TokenGrid
 from sdtm_fx.phase import Schedule
 from sdtm_fx.runtime.call import Variant
 
@@ -75,9 +76,11 @@ class GateSize:
         text: Text tokens.
         batch: Samples per call, CFG halves counted.
         dtype: What is computed in.
+        references: Tokens of reference images.
     """
 
-    grid: tuple[int, int]
+    grid: TokenGrid
     text: int
     batch: int
     dtype: torch.dtype
+    references: int = 0

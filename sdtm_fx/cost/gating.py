@@ -13,6 +13,7 @@ from sdtm_fx.cost.gate_units import Unit, stage_sites_in_span, units
 from sdtm_fx.cost.model import CostModel, MeasuredBlock, sites_of
 from sdtm_fx.cost.planning import plan_cost, plan_effort
 from sdtm_fx.cost.profile import DeviceProfile
+from sdtm_fx.grids import tokens_on
 from sdtm_fx.phase import Schedule
 from sdtm_fx.rewriting.programs import dense_variant
 from sdtm_fx.runtime.call import Variant
@@ -106,11 +107,12 @@ class _Gate:
         self, block: MeasuredBlock, level: Level, kept: frozenset[str], sites: frozenset[str]
     ) -> Offer:
         stage, remove, size = level[0], self._own(block, level), self.size
-        tokens, item = size.grid[0] * size.grid[1], size.dtype.itemsize
+        tokens, item = tokens_on(size.grid), size.dtype.itemsize
         cost = self.cost.block_cost(block, stage, sites - kept)
         if cost is None or cost.extra is None:
             return NOTHING
-        macs = cost.saving.at(tokens, size.text, remove) * size.batch
+        beside = self.cost.beside(size.grid, size.references)
+        macs = cost.saving.at(tokens, size.text, remove, beside) * size.batch
         moving = Effort(attention=float(self._macs_per_channel(stage, remove) * cost.moved * size.batch))
         saved = cost.extra.saved(remove, size.batch, item) + Effort(macs.linear, macs.attention)
         spent = cost.extra.spent(tokens, size.batch, item) + moving

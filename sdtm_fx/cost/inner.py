@@ -9,6 +9,7 @@ import torch
 from sdtm_fx.cost.counter import Macs
 from sdtm_fx.cost.saving import Saving, key_savings, saving_of_merging
 from sdtm_fx.cost.trial import Trial
+from sdtm_fx.grids import tokens_on
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,14 @@ def measure_inner(trial: Trial, text: int) -> InnerCost | None:
     if not inside:
         return None
     batch, removed = trial.sequence.shape[0], trial.counts()[0]
-    slots = trial.grid[0] * trial.grid[1] - removed
+    slots = tokens_on(trial.grid) - removed
     counts = trial.counts_inside(slots)
     if not counts:
         return None  # on the example's grid; schedules say so where it happens
     with torch.no_grad(), trial.sequence.fake_mode:
         alone = replace(trial, left_out=inside).count_inside(removed, 0, batch).products
         merged = {n: trial.count_inside(removed, n, batch).products for n in counts}
+    slots += trial.beside
     keyed = key_savings(alone, merged, batch, slots, text) if trial.merges_keys else {}
     saving, sites = saving_of_merging(alone, merged, keyed, dict.fromkeys(merged, Macs()), batch, slots, text)
     return InnerCost(saving, sites)

@@ -14,6 +14,7 @@ from sdtm_fx.cost.inner import InnerCost, measure_inner
 from sdtm_fx.cost.planning import PlanCost, plan_cost
 from sdtm_fx.cost.saving import BlockCost, measure_block
 from sdtm_fx.cost.trial import Trial
+from sdtm_fx.grids import TokenGrid, tokens_on
 from sdtm_fx.layer_rates import LayerRates
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewriting.programs import Program
@@ -57,18 +58,20 @@ class CostModel:
     Attributes:
         recipe: The recipe.
         blocks: The rewritten blocks.
-        grid: (height, width) in tokens of the example calls.
+        grid: Sides of the grid of the tokens that may be merged, in the example calls.
         text: Text tokens of the example calls.
         with_extra: Whether what is no product is counted too, for the cost gate.
         layers: What blocks remove that differ from the rest.
+        references: Tokens of reference images in the example calls.
     """
 
     recipe: Recipe
     blocks: tuple[MeasuredBlock, ...]
-    grid: tuple[int, int]
+    grid: TokenGrid
     text: int
     with_extra: bool = False
     layers: LayerRates = field(default_factory=LayerRates)
+    references: int = 0
     _inner: dict[tuple[int, int], InnerCost | None] = field(default_factory=dict, repr=False)
     _measured: dict[tuple[int, int, frozenset[str]], BlockCost | None] = field(
         default_factory=dict, repr=False
@@ -117,12 +120,13 @@ class CostModel:
             self.layers.grid(block.index, self.grid),
             left_out,
             self.with_extra,
+            self.references,
         )
 
     def saved(
         self,
         stage: int,
-        grid: tuple[int, int],
+        grid: TokenGrid,
         text: int,
         remove: int,
         batch: int = 1,
@@ -130,6 +134,7 @@ class CostModel:
         *,
         fresh_plan: bool = True,
         fresh_destinations: bool = True,
+        references: int = 0,
     ) -> Macs:
         """MACs that a stage saves in one call of the model.
 
@@ -137,18 +142,19 @@ class CostModel:
 
         Args:
             stage: Index of the stage.
-            grid: (height, width) in tokens.
+            grid: Sides of the grid of the tokens that may be merged.
             text: Text tokens.
             remove: Tokens that the phase removes at each site.
             batch: Samples in the call.
             left_out: Sites that the cost gate leaves dense, by path of the block.
             fresh_plan: Whether plans are made in this call; otherwise they are those of an earlier step.
             fresh_destinations: Whether the destinations of plans that are made are chosen in this call.
+            references: Tokens of reference images.
         """
         method = self.recipe.stages[stage].method
-        total, plans = Macs(), dict[tuple[tuple[int, int], int, int], PlanCost]()
+        total, plans = Macs(), dict[tuple[TokenGrid, int, int], PlanCost]()
         groups: set[int] = set()
-        further = _Further(self, stage, grid[0] * grid[1] - remove, text, batch)
+        further = _Further(self, stage, tokens_on(grid) - remove, text, batch, self.beside(grid, references))
         for block in self.blocks:
             cost = self.block_cost(block, stage, (left_out or {}).get(block.path, frozenset()))
             if cost is None:
@@ -157,11 +163,11 @@ class CostModel:
                 self.layers.remove(block.index, remove, method, grid),
                 self.layers.grid(block.index, grid),
             )
-            key = (own_grid, cost.width, own)
+            key, beside = (own_grid, cost.width, own), self.beside(own_grid, references)
             if key not in plans:
-                plans[key] = plan_cost(method, own_grid, text, cost.width, own)
+                plans[key] = plan_cost(method, own_grid, text + beside, cost.width, own)
             moving = Macs(0.0, float(plans[key].per_channel * cost.moved))
-            total = total + (cost.saving.at(own_grid[0] * own_grid[1], text, own) - moving) * batch
+            total = total + (cost.saving.at(tokens_on(own_grid), text, own, beside) - moving) * batch
             group = block.index // self.recipe.plan.every_layers
             span = active_span(self.recipe, block.program.spans, Variant(stage=stage))
             if group not in groups and (span is None or span.first):
@@ -172,21 +178,27 @@ class CostModel:
                 total = total + further.saved(block, self.span_entry(block, span.span_index), cost.width)
         return total
 
-    def step_cost(self, grid: tuple[int, int], text: int) -> Callable[[int | None, int], float]:
+    def beside(self, grid: TokenGrid, references: int) -> int:
+        """Tokens of the image stream that are never merged, at a grid of those that may be."""
+        return self.recipe.tokens.protected(grid) + references
+
+    def step_cost(
+        self, grid: TokenGrid, text: int, references: int = 0
+    ) -> Callable[[int | None, int], float]:
         """Total MACs per sample of the rewritten blocks in one step: what the schedule weighs levels by."""
         dense = 0.0
         for block in self.blocks:
             stages = range(len(self.recipe.stages))
             first = next(filter(None, (self.block_cost(block, stage) for stage in stages)), None)
             if first is not None:
-                height, width = self.layers.grid(block.index, grid)
-                dense += first.dense_at(height * width, text)
+                own = self.layers.grid(block.index, grid)
+                dense += first.dense_at(tokens_on(own) + self.beside(own, references), text)
 
         @functools.cache
         def cost(stage: int | None, remove: int) -> float:
-            return (
-                dense if stage is None or not remove else dense - self.saved(stage, grid, text, remove).total
-            )
+            if stage is None or not remove:
+                return dense
+            return dense - self.saved(stage, grid, text, remove, references=references).total
 
         return cost
 
@@ -194,8 +206,9 @@ class CostModel:
 class _Further:
     """What merging inside of the spans of a stage saves in one call, block by block; plans are taken off once."""
 
-    def __init__(self, cost: CostModel, stage: int, slots: int, text: int, batch: int) -> None:
+    def __init__(self, cost: CostModel, stage: int, slots: int, text: int, batch: int, beside: int) -> None:
         self._cost, self._stage, self._slots, self._text, self._batch = cost, stage, slots, text, batch
+        self._beside = beside
         self._inside = merging_inside(cost.recipe.stages[stage])
         self._planned: set[tuple[int, int]] = set()
 
@@ -206,7 +219,7 @@ class _Further:
             return Macs()
         plan = self._cost.recipe.plan
         remove = removed_inside(inside, self._slots, plan.round_to)
-        total = inner.saving.at(self._slots, self._text, remove) * self._batch
+        total = inner.saving.at(self._slots, self._text, remove, self._beside) * self._batch
         key = (entry, block.index // plan.every_layers)
         if key not in self._planned:
             self._planned.add(key)

@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from sdtm_fx.cost.counter import MacCounter, Macs
 from sdtm_fx.cost.effort import Effort, EffortCounter
 from sdtm_fx.cost.trial import model_call
+from sdtm_fx.grids import TokenGrid, tokens_on
 from sdtm_fx.methods.base import Method
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.runtime.call import BlockContext, Variant
@@ -32,12 +33,12 @@ class PlanCost:
     per_channel: int
 
 
-def plan_macs(method: Method, grid: tuple[int, int], text: int, width: int, remove: int) -> Macs:
+def plan_macs(method: Method, grid: TokenGrid, text: int, width: int, remove: int) -> Macs:
     """What finding the tokens to merge costs, per plan; `width` is that of the tokens compared."""
     return plan_cost(method, grid, text, width, remove).made
 
 
-def plan_cost(method: Method, grid: tuple[int, int], text: int, width: int, remove: int) -> PlanCost:
+def plan_cost(method: Method, grid: TokenGrid, text: int, width: int, remove: int) -> PlanCost:
     """What one plan costs; `width` is that of the tokens compared."""
     if remove <= 0 or not method.merges:
         return PlanCost(Macs(), Macs(), 0)
@@ -56,16 +57,16 @@ def plan_cost(method: Method, grid: tuple[int, int], text: int, width: int, remo
     return PlanCost(made, counter.macs, plan.macs_per_channel)
 
 
-def score_macs(method: Method, grid: tuple[int, int], text: int, width: int) -> Macs:
+def score_macs(method: Method, grid: TokenGrid, text: int, width: int) -> Macs:
     """What reading the attention that tokens receive costs, per plan; arguments as for `plan_macs`."""
     if "attention" not in method.wants():
         return Macs()
-    tokens = grid[0] * grid[1]
+    tokens = tokens_on(grid)
     probes = min(method.probes() or tokens, tokens)
     return Macs(0.0, float(probes * (tokens + text) * width))
 
 
-def method_effort(method: Method, grid: tuple[int, int], text: int, width: int, remove: int) -> Effort:
+def method_effort(method: Method, grid: TokenGrid, text: int, width: int, remove: int) -> Effort:
     """All that one plan of a method asks of a device, by itself, for one sample in bfloat16.
 
     Args:
@@ -87,7 +88,7 @@ def method_effort(method: Method, grid: tuple[int, int], text: int, width: int, 
 def plan_effort(
     recipe: Recipe,
     stage: int,
-    grid: tuple[int, int],
+    grid: TokenGrid,
     text: int,
     width: int,
     remove: int,
@@ -113,7 +114,7 @@ def plan_effort(
         return Effort()
     counter = EffortCounter()
     with torch.no_grad(), FakeTensorMode():
-        state = BranchState(importance=torch.zeros(batch, grid[0] * grid[1]))
+        state = BranchState(importance=torch.zeros(batch, tokens_on(grid)))
         call = model_call(recipe, stage, Variant(stage=stage), grid, remove, state)
         call = replace(call, halves=2 if "cfg" in recipe.plan.share and batch % 2 == 0 else 1)
         view = method.blank_view(batch, grid, width, text)

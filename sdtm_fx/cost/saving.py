@@ -1,10 +1,11 @@
 """What merging saves, at any size, from one small measurement.
 
 Removing R of N image tokens saves linear work in proportion to R, and attention over a sequence of L = N + T tokens
-(T text tokens) in proportion to L^2 - (L - R)^2; attention of image tokens to text alone, in proportion to R T; where
-keys alone are merged, nothing linear, and attention in proportion to L R. The factors are counted once per block
-structure, by running its graphs on fake tensors for two values of R; sizes enter afterwards. A skipped site may leave
-out its text tokens too: how much of its linear work runs on text, the lengths of the sequences tell.
+(T text tokens, and registers of the model's own) in proportion to L^2 - (L - R)^2; attention of image tokens to text
+alone, in proportion to R T; where keys alone are merged, nothing linear, and attention in proportion to L R; linear
+attention, which never compares two tokens, in proportion to R. The factors are counted once per block structure, by
+running its graphs on fake tensors for two values of R; sizes enter afterwards. A skipped site may leave out its text
+tokens too: how much of its linear work runs on text, the lengths of the sequences tell.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from sdtm_fx.cost.counter import Attended, MacCounter, Macs
 from sdtm_fx.cost.extra import Extra, fit_extra
 from sdtm_fx.cost.planning import score_macs
 from sdtm_fx.cost.trial import Trial
+from sdtm_fx.grids import tokens_on
 
 _ROUNDING = 1e-9  # what the quotients of two whole numbers of MACs may differ by
 
@@ -41,6 +43,9 @@ class Saving:
             the call has no text.
         keys: MACs per sample, query and removed key, where keys alone are merged.
         keys_text: Part of the text that stands among those queries.
+        skips: Whether sites are left out whole: tokens that are never merged go there too.
+        products: MACs per removed token of products that are no linear layers and compare no tokens: linear attention.
+        always: Tokens beside image and text that stand in every attended sequence: registers of the model.
     """
 
     linear: float
@@ -52,15 +57,26 @@ class Saving:
     cross: float = 0.0
     keys: float = 0.0
     keys_text: float = 0.0
+    skips: bool = False
+    products: float = 0.0
+    always: float = 0.0
 
-    def at(self, tokens: int, text: int, remove: int) -> Macs:
-        """MACs saved per sample by removing `remove` of `tokens` image tokens beside `text` text tokens."""
-        sequence = tokens + self.text_share * text
+    def at(self, tokens: int, text: int, remove: int, beside: int = 0) -> Macs:
+        """MACs saved per sample by removing some image tokens.
+
+        Args:
+            tokens: Image tokens that may be merged.
+            text: Text tokens.
+            remove: How many image tokens go.
+            beside: Tokens of the image stream that are never merged: of protected frames, and of references.
+        """
+        tokens, remove = tokens + beside, remove + (beside if self.skips else 0)
+        sequence = tokens + self.always + self.text_share * text
         left = 0.0 if self.skips_text else sequence - remove
         linear = self.linear * remove + self.text_linear * text + self.fixed
         attention = self.attention * (sequence**2 - left**2) + self.cross * remove * (text or 1)
-        keys = self.keys * (tokens + self.keys_text * text) * remove
-        return Macs(linear, linear + attention + keys)
+        keys = self.keys * (tokens + self.always + self.keys_text * text) * remove
+        return Macs(linear, linear + self.products * remove + attention + keys)
 
 
 @dataclass(frozen=True)
@@ -72,7 +88,7 @@ class BlockCost:
         sites: The same at each site, by path inside the block; what lies between sites is in `saving` only.
         width: Channels that similarity is computed from.
         dense: MACs of the whole block at the measured size, per sample, nothing removed.
-        size: Image and text tokens of the measured size.
+        size: Image and text tokens of the measured size, protected and reference tokens among the former.
         moved: Channels that are brought into slots and back, over all merges and unmerges of the block.
         extra: What the stage adds and saves beside products, the search for tokens left out; None where only
             products were counted.
@@ -87,7 +103,12 @@ class BlockCost:
     moved: int = 0
 
     def dense_at(self, tokens: int, text: int) -> float:
-        """Total MACs per sample without merging, scaled from the measured size; good to a few percent."""
+        """Total MACs per sample without merging, scaled from the measured size; good to a few percent.
+
+        Args:
+            tokens: Image tokens, with those that are never merged.
+            text: Text tokens.
+        """
         grown = (tokens + text) / sum(self.size)
         return self.dense.linear * grown + self.dense.attention * grown**2
 
@@ -105,7 +126,7 @@ def measure_block(trial: Trial, text: int) -> BlockCost | None:
     if trial.variant not in trial.program.functions:
         return None
     sequence, method = trial.sequence, trial.recipe.stages[trial.stage].method
-    batch, width, tokens = sequence.shape[0], sequence.shape[-1], trial.grid[0] * trial.grid[1]
+    batch, width, tokens, beside = sequence.shape[0], sequence.shape[-1], tokens_on(trial.grid), trial.beside
     with torch.no_grad(), sequence.fake_mode:
         dense, stored, merged = trial.run(batch)
     extra = None
@@ -116,18 +137,21 @@ def measure_block(trial: Trial, text: int) -> BlockCost | None:
     moved = trial.program.moved.get(trial.variant, 0)
     if method.merges:
         plans = 1 if "batch" in trial.recipe.plan.share else batch
-        scoring = score_macs(method, trial.grid, text, width) * plans
-        keyed = key_savings(dense.products, counted, batch, tokens, text) if trial.merges_keys else {}
+        scoring = score_macs(method, trial.grid, text + beside, width) * plans
+        keyed = (
+            key_savings(dense.products, counted, batch, tokens + beside, text) if trial.merges_keys else {}
+        )
         # Products that merge and unmerge follow a law of their own; `moved` stands for them.
         moving = {n: Macs(0.0, float(trial.per_channel(n) * moved * batch)) for n in counted}
         besides = {n: scoring + macs for n, macs in moving.items()}
-        saving, sites = saving_of_merging(dense.products, counted, keyed, besides, batch, tokens, text)
+        whole = tokens + beside
+        saving, sites = saving_of_merging(dense.products, counted, keyed, besides, batch, whole, text)
     else:
         (skipped,) = counted.values()
-        left = functools.partial(_skipped, dense.products, skipped, batch, tokens, text)
+        left = functools.partial(_skipped, dense.products, skipped, batch, tokens + beside, text)
         saving, sites = left(None), {name: left(name) for name in dense.products.inside}
-    whole = dense.products.macs * (1 / batch)
-    return BlockCost(saving, sites, width, whole, (tokens, text), extra, moved if method.merges else 0)
+    macs, size = dense.products.macs * (1 / batch), (tokens + beside, text)
+    return BlockCost(saving, sites, width, macs, size, extra, moved if method.merges else 0)
 
 
 def saving_of_merging(
@@ -141,7 +165,7 @@ def saving_of_merging(
 ) -> tuple[Saving, dict[str, Saving]]:
     """What merging saves in the block, and at each site, what was counted `besides` taken out.
 
-    `keyed` are the sites where keys alone are merged.
+    `keyed` are the sites where keys alone are merged; `tokens` are all those of the image stream.
     """
     saved = {remove: dense.macs - counter.macs + besides[remove] for remove, counter in merged.items()}
     if keyed:  # counted call by call, so that what is left for the fit has no rounding in it
@@ -155,12 +179,51 @@ def saving_of_merging(
         # An instrumented attention runs as a graph, not as a module call, and cannot be told apart.
         if all(counter.inside[name].total for counter in merged.values())
     }
-    whole = _fit(saved, batch, tokens, text)
+    fit = functools.partial(_fit_site, dense, merged, batch, tokens, text)
+    whole = fit(saved, {remove: macs.attention for remove, macs in besides.items()}, None)
     keys = _sum_keys(keyed.values())
-    return replace(whole, keys=keys.keys, keys_text=keys.keys_text), {
-        **{name: _fit(site, batch, tokens, text) for name, site in sites.items()},
+    always = max(whole.always, keys.always)
+    return replace(whole, keys=keys.keys, keys_text=keys.keys_text, always=always), {
+        **{name: fit(site, {}, name) for name, site in sites.items()},
         **keyed,
     }
+
+
+def _fit_site(
+    dense: MacCounter,
+    merged: dict[int, MacCounter],
+    batch: int,
+    tokens: int,
+    text: int,
+    saved: dict[int, Macs],
+    besides: dict[int, float],
+    name: str | None,
+) -> Saving:
+    """What merging saves in the block (None) or at one site: products that compare tokens by one law, others by
+    another."""
+    before = _comparing_nothing(dense, name)
+    other = {r: before - _comparing_nothing(m, name) + besides.get(r, 0.0) for r, m in merged.items()}
+    comparing = {remove: macs - Macs(0.0, other[remove]) for remove, macs in saved.items()}
+    most = max(other)
+    always = _registers(dense, tokens, text, name)
+    fitted = _fit(comparing, batch, tokens + always, text)
+    return replace(fitted, products=other[most] / batch / most, always=always if fitted.attention else 0.0)
+
+
+def _comparing_nothing(counter: MacCounter, name: str | None) -> float:
+    """MACs of products that are neither linear layers nor attention."""
+    macs = counter.macs if name is None else counter.inside[name]
+    return macs.attention - sum(call.macs for call in _attended(counter, name))
+
+
+def _attended(counter: MacCounter, name: str | None) -> list[Attended]:
+    return [call for call in counter.attended if name is None or name in call.inside]
+
+
+def _registers(dense: MacCounter, tokens: int, text: int, name: str | None) -> float:
+    """Tokens that stand beside image and text where a sequence attends to itself."""
+    lengths = [call.queries for call in _attended(dense, name) if call.queries == call.keys]
+    return float(max(0, max(lengths, default=0) - tokens - text))
 
 
 def key_savings(
@@ -170,8 +233,10 @@ def key_savings(
     found: dict[str, list[Saving]] = {}
     for before, _ in _fewer_keys(dense, merged[max(merged)]):
         keys = before.macs / batch / before.queries / before.keys
-        among = (before.queries - tokens) / text if text else 0.0
-        found.setdefault(before.inside[-1], []).append(Saving(0.0, 0.0, 0.0, keys=keys, keys_text=among))
+        always = float(max(0, before.queries - tokens - text))
+        among = (before.queries - tokens - always) / text if text else 0.0
+        one = Saving(0.0, 0.0, 0.0, keys=keys, keys_text=among, always=always)
+        found.setdefault(before.inside[-1], []).append(one)
     return {name: _sum_keys(calls) for name, calls in found.items()}
 
 
@@ -186,10 +251,11 @@ def _sum_keys(savings: Iterable[Saving]) -> Saving:
     each = list(savings)
     keys = sum(one.keys for one in each)
     among = sum(one.keys * one.keys_text for one in each) / keys if keys else 0.0
-    return Saving(0.0, 0.0, 0.0, keys=keys, keys_text=among)
+    always = max((one.always for one in each), default=0.0)
+    return Saving(0.0, 0.0, 0.0, keys=keys, keys_text=among, always=always)
 
 
-def _fit(saved: dict[int, Macs], batch: int, tokens: int, text: int) -> Saving:
+def _fit(saved: dict[int, Macs], batch: int, tokens: float, text: int) -> Saving:
     """Solve ``attention(R) = a (2 L R - R^2)`` for a and L from two counts; of one count, L is all tokens."""
     (few, less), (many, more) = min(saved.items()), max(saved.items())
     linear = more.linear / batch / many
@@ -219,8 +285,8 @@ def _skipped(
     fixed = rows[0] / batch
     linear = (saved.linear / batch - text_linear * text - fixed) / tokens
     if not saved.attention:
-        return Saving(linear, 0.0, 0.0, text_linear, fixed=fixed)
+        return Saving(linear, 0.0, 0.0, text_linear, fixed=fixed, skips=True)
     names = dense.inside if name is None else (name,)
     skips_text = any(dense.inside[n].attention and not skipped.inside[n].attention for n in names)
     pairs = (tokens + text) ** 2 - (0 if skips_text else text**2)
-    return Saving(linear, saved.attention / batch / pairs, 1.0, text_linear, skips_text, fixed)
+    return Saving(linear, saved.attention / batch / pairs, 1.0, text_linear, skips_text, fixed, skips=True)

@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from sdtm_fx.base_plan import Plan
 from sdtm_fx.capture.arguments import Leaf
 from sdtm_fx.cost.effort import EffortCounter
+from sdtm_fx.grids import TokenGrid, tokens_on
 from sdtm_fx.methods.base import Method
 from sdtm_fx.phase import Phase
 from sdtm_fx.recipe.inside import InsideSpec
@@ -31,9 +32,10 @@ class Trial:
         program: The rewritten block.
         block: A block of the program's structure.
         leaves: The arguments of the example call, fake tensors.
-        grid: (height, width) in tokens of the example.
+        grid: Sides of the grid of the example's tokens that may be merged.
         left_out: Sites that stay dense.
         with_extra: Count what is no product too.
+        references: Tokens of reference images in the example.
     """
 
     recipe: Recipe
@@ -41,9 +43,15 @@ class Trial:
     program: Program
     block: torch.nn.Module
     leaves: list[Leaf]
-    grid: tuple[int, int]
+    grid: TokenGrid
     left_out: frozenset[str] = frozenset()
     with_extra: bool = False
+    references: int = 0
+
+    @property
+    def beside(self) -> int:
+        """Tokens of the image stream that are never merged: of protected frames, and of references."""
+        return self.recipe.tokens.protected(self.grid) + self.references
 
     @property
     def variant(self) -> Variant:
@@ -75,7 +83,7 @@ class Trial:
         """A small and a large number of tokens that the stage can remove on this grid."""
         method = self.recipe.stages[self.stage].method
         if not method.merges:
-            return (self.grid[0] * self.grid[1],)
+            return (tokens_on(self.grid),)
         return _small_and_large(method, self.grid)
 
     def counts_inside(self, slots: int) -> tuple[int, ...]:
@@ -102,7 +110,7 @@ class Trial:
         """
         planned = self._plan(remove, batch)
         if further:
-            method, slots = self._inside.method, self.grid[0] * self.grid[1] - remove
+            method, slots = self._inside.method, tokens_on(self.grid) - remove
             view = method.blank_view(self._rows(batch), (1, slots), 8)
             with self.sequence.device:
                 planned[0, 0] = method.plan(view, further)
@@ -130,7 +138,7 @@ class Trial:
             if variant is None or function is None:
                 self.program.dense(self.block, *self.leaves)
             else:
-                call = model_call(self.recipe, self.stage, variant, self.grid, remove, state)
+                call = model_call(self.recipe, self.stage, variant, self.grid, remove, state, self.references)
                 function(self.block, BlockContext(call, 0, planned, spans=spans), *leaves)
         return counter
 
@@ -162,8 +170,10 @@ class Trial:
         leaves, index = list(self.leaves), names.index(span.input)
         tokens = leaves[index]
         assert isinstance(tokens, torch.Tensor)
-        leaves[index] = plan.merge(tokens)
-        return leaves, {span.id: OpenSpan(plan, tokens if span.residual == "dense" else None)}
+        stream, before = tokens if span.residual == "dense" else None, self.recipe.tokens.protected(self.grid)
+        opened = OpenSpan(plan, stream, before=before, behind=self.references)
+        leaves[index] = opened.placed.merge(tokens)
+        return leaves, {span.id: opened}
 
     @property
     def _refresh(self) -> Variant:
@@ -171,13 +181,19 @@ class Trial:
         return dense if dense.measure is not None else replace(dense, left_out=self.left_out)
 
 
-def _small_and_large(method: Method, grid: tuple[int, int]) -> tuple[int, ...]:
+def _small_and_large(method: Method, grid: TokenGrid) -> tuple[int, ...]:
     units = method.capacity(grid) // method.quantum()
     return tuple(sorted({max(1, units // 3) * method.quantum(), max(1, units) * method.quantum()}))
 
 
 def model_call(
-    recipe: Recipe, stage: int, variant: Variant, grid: tuple[int, int], remove: int, state: BranchState
+    recipe: Recipe,
+    stage: int,
+    variant: Variant,
+    grid: TokenGrid,
+    remove: int,
+    state: BranchState,
+    references: int = 0,
 ) -> Call:
     """A call of a model with one block and no generation around it; plans inside of spans are given."""
     inside = merging_inside(recipe.stages[stage])
@@ -201,4 +217,6 @@ def model_call(
         reduce=recipe.stages[stage].reduce,
         inside=None if inside is None else Inside(inside.method, 0, inside.reduce),
         updates_tokens=recipe.reuse is not None and recipe.reuse.update == "tokens",
+        protected_frames=recipe.tokens.protect.first_frames,
+        references=references,
     )

@@ -73,17 +73,23 @@ class CostWatch:
 
     def _of_size(self, size: CallSize) -> tuple[Macs, dict[Phase, Macs]]:
         if size not in self._macs:
+            found = rewriting_in(self.pipeline)
+            assert found is not None
+            tokens = found[1].recipe.tokens
             report = explain(
                 self.pipeline,
                 steps=size.steps,
-                grid=size.grid,
+                grid=tokens.whole(size.grid),
                 batch=size.batch,
                 text=size.text or None,
+                references=size.references,
                 quiet=True,
             )
-            found = rewriting_in(self.pipeline)
-            assert found is not None
-            phases = found[1].runtime.schedule(size.steps, size.grid, size.text, size.batch).phases
+            phases = (
+                found[1]
+                .runtime.schedule(size.steps, size.grid, size.text, size.batch, size.references)
+                .phases
+            )
             by_phase = {phase: told.macs for phase, told in zip(phases, report.phases, strict=True)}
             self._macs[size] = (report.dense, by_phase)
         return self._macs[size]

@@ -8,6 +8,7 @@ from typing import Any
 
 from sdtm_fx.evaluate.match import BudgetError, Knob
 from sdtm_fx.evaluate.schedule_costs import Costs
+from sdtm_fx.grids import tokens_on
 from sdtm_fx.recipe.ratio import ConstantRatio, CurveRatio, ListRatio, Ratio, peak
 from sdtm_fx.recipe.schema import Recipe
 
@@ -37,7 +38,7 @@ def _turn_ratio(recipe: Recipe, costs: Costs) -> tuple[list[float], Callable[[fl
     merging = [stage for stage in recipe.stages if stage.method.merges]
     peaks = [_peak_of(recipe, stage.ratio or recipe.ratio) for stage in merging]
     reach = [
-        stage.method.capacity(grid) / (grid[0] * grid[1]) / highest
+        stage.method.capacity(grid) / tokens_on(grid) / highest
         for stage, highest in zip(merging, peaks, strict=True)
         if highest > 0
     ]

@@ -56,7 +56,7 @@ class Costs:
             ScheduleError: It cannot be scheduled at this size.
         """
         size = self.size
-        blocks = self.model.step_cost(size.grid, size.text)(None, 0)
+        blocks = self.model.step_cost(size.grid, size.text, size.references)(None, 0)
 
         @functools.cache
         def cost(stage: int | None, remove: int) -> float:
@@ -115,6 +115,7 @@ class Costs:
         return self.model.saved(
             phase.stage, size.grid, size.text, count, batch,
             fresh_plan=phase.fresh_plan, fresh_destinations=phase.fresh_destinations,
+            references=size.references,
         ).total  # fmt: skip
 
 
@@ -149,12 +150,13 @@ def probe_size(
             f"recipe {recipe.name!r} is for {', '.join(recipe.model)}, and {type(pipeline).__name__} has none"
         )
     seen: list[CallSize] = []
-    signature, reader = Signature.of(type(model).forward), GridReader(recipe.tokens.grid)
+    signature, reader = Signature.of(type(model).forward), GridReader(recipe.tokens)
 
     def note(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         arguments = signature.bind(args, kwargs)
         batch = next(v for v in arguments.values() if isinstance(v, torch.Tensor)).shape[0]
-        seen.append(CallSize(steps, reader.read(arguments), batch, text_length(recipe, arguments)))
+        layout, text = reader.read(arguments), text_length(recipe, arguments)
+        seen.append(CallSize(steps, layout.grid, batch, text, layout.references))
 
     settings: dict[str, Any] = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
     handle = model.register_forward_pre_hook(note, with_kwargs=True)
@@ -189,6 +191,7 @@ def measure_costs(recipe: Recipe, target: Any, size: CallSize) -> Costs:
         rewriting = next(r for m in models if (r := rewriting_of(m)) is not None)
         schedules = rewriting.schedules
         told = explain(
-            target, steps=size.steps, grid=size.grid, batch=size.batch, text=size.text or None, quiet=True
-        )
+            target, steps=size.steps, grid=recipe.tokens.whole(size.grid), batch=size.batch,
+            text=size.text or None, references=size.references, quiet=True,
+        )  # fmt: skip
     return Costs(schedules.cost, schedules.refreshes, told.dense, size)

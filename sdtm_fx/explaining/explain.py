@@ -8,16 +8,17 @@ import torch
 from rich.console import Console
 
 from sdtm_fx.capture.blocks import capture_outer
-from sdtm_fx.capture.example import ExampleSize, example_call
+from sdtm_fx.capture.example import ExampleSize, example_call, takes_text
 from sdtm_fx.cost.counter import MacCounter, Macs
 from sdtm_fx.cost.decision import GateDecision
 from sdtm_fx.cost.saving import Saving
 from sdtm_fx.explaining.render import render
 from sdtm_fx.explaining.report import Explanation, GatedSite, GateReport, PhaseReport, SiteReport
 from sdtm_fx.explaining.spans import removed_further, short_span, span_reports
+from sdtm_fx.grids import TokenGrid, tokens_on
 from sdtm_fx.phase import Phase, Schedule
 from sdtm_fx.recipe.schema import Recipe
-from sdtm_fx.recipe.tokens import LatentGrid
+from sdtm_fx.recipe.tokens import LatentGrid, ShapesGrid
 from sdtm_fx.rewrite import rewritten_models
 from sdtm_fx.rewriting.programs import Program
 from sdtm_fx.rewriting.rewriting import Rewriting, rewriting_of
@@ -25,15 +26,18 @@ from sdtm_fx.runtime.call import Variant
 from sdtm_fx.runtime.schedules import CallSize
 
 _DEFAULT_STEPS, _DEFAULT_TEXT = 28, 77
+_COMMON_VIDEO = (21, 30, 52)
+"""81 frames of 480 x 832 px, where a token is 4 frames of 16 x 16 px."""
 
 
 def explain(
     target: Any,
     *,
     steps: int | None = None,
-    grid: tuple[int, int] | None = None,
+    grid: TokenGrid | None = None,
     batch: int | None = None,
     text: int | None = None,
+    references: int | None = None,
     quiet: bool = False,
 ) -> Explanation:
     """Print, and return, what a rewritten model merges at a size; nothing is computed but shapes.
@@ -41,24 +45,29 @@ def explain(
     Args:
         target: What was given to `rewrite`.
         steps: Denoising steps; by default those of the last generation, or 28.
-        grid: (height, width) in image tokens (a 1024 px image of SD3 or FLUX has 64 x 64); by default that of the
-            last call, or the model's ``sample_size``.
+        grid: (height, width) in image tokens (a 1024 px image of SD3 or FLUX has 64 x 64), or (frames, height, width)
+            where the recipe is for videos, protected frames counted; by default that of the last call, or the model's
+            ``sample_size``, or a common one.
         batch: Samples per call, CFG halves counted; by default that of the last call, or 1.
-        text: Text tokens; by default those of the last call, or 77.
+        text: Text tokens; by default those of the last call, or 77. None where calls have no text of any length.
+        references: Tokens of reference images; by default those of the last call, or none.
         quiet: Do not print.
 
     Raises:
         RewriteError: Nothing is rewritten there, or the recipe has no `inputs` to make a call from.
+        PlanError: The grid is of another kind than the recipe's.
         ScheduleError: The recipe cannot be scheduled at this size.
     """
     model = rewritten_models(target)[0]
     rewriting = rewriting_of(model)
     assert rewriting is not None
     last = rewriting.runtime.last
+    given = grid or _native_grid(model, rewriting.recipe)
     size = ExampleSize(
         batch=batch or (last.batch if last else 1),
-        text=text or (last.text if last else _DEFAULT_TEXT),
-        grid=grid or (last.grid if last else _native_grid(model, rewriting.recipe)),
+        text=(text or (last.text if last else _DEFAULT_TEXT)) if takes_text(rewriting.recipe) else 0,
+        grid=last.grid if last and grid is None else rewriting.recipe.tokens.mergeable(given),
+        references=references if references is not None else last.references if last else 0,
     )
     explanation = _explain(model, rewriting, steps or (last.steps if last else _DEFAULT_STEPS), size)
     if not quiet:
@@ -66,8 +75,10 @@ def explain(
     return explanation
 
 
-def _native_grid(model: torch.nn.Module, recipe: Recipe) -> tuple[int, int]:
+def _native_grid(model: torch.nn.Module, recipe: Recipe) -> TokenGrid:
     layout, config = recipe.tokens.grid, getattr(model, "config", {})
+    if recipe.tokens.has_frames:
+        return (1, 64, 64) if isinstance(layout, ShapesGrid) else _COMMON_VIDEO
     latent = config.get("sample_size")
     if not latent:
         return 64, 64
@@ -78,8 +89,8 @@ def _native_grid(model: torch.nn.Module, recipe: Recipe) -> tuple[int, int]:
 
 def _explain(model: torch.nn.Module, rewriting: Rewriting, steps: int, size: ExampleSize) -> Explanation:
     recipe, cost = rewriting.recipe, rewriting.schedules.cost
-    schedule = rewriting.runtime.schedule(steps, size.grid, size.text, size.batch)
-    decision = rewriting.runtime.gate(CallSize(steps, size.grid, size.batch, size.text))
+    schedule = rewriting.runtime.schedule(steps, size.grid, size.text, size.batch, size.references)
+    decision = rewriting.runtime.gate(CallSize(steps, size.grid, size.batch, size.text, size.references))
     paths = [*rewriting.bindings, *rewriting.kept]
     places = {p.path: p for b in rewriting.bindings.values() for p in b.places}
     with MacCounter() as counter, counter.watching({path: model.get_submodule(path) for path in places}):
@@ -92,6 +103,7 @@ def _explain(model: torch.nn.Module, rewriting: Rewriting, steps: int, size: Exa
             saved = cost.saved(
                 phase.stage, size.grid, size.text, phase.remove, size.batch, left_out,
                 fresh_plan=phase.fresh_plan, fresh_destinations=phase.fresh_destinations,
+                references=size.references,
             )  # fmt: skip
         phases.append(_phase_report(recipe.stages, schedule, index, counter.macs - saved))
     notes = {note: None for program in rewriting.cache.programs.values() for note in program.notes}
@@ -114,6 +126,8 @@ def _explain(model: torch.nn.Module, rewriting: Rewriting, steps: int, size: Exa
         gate=_gate_report(rewriting, decision),
         notes=tuple(notes),
         state_bytes=rewriting.runtime.state.bytes(),
+        protected=recipe.tokens.protected(size.grid),
+        references=size.references,
     )
 
 
@@ -143,8 +157,8 @@ def _site_reports(
     reports = []
     for index, phase in enumerate(schedule.phases):
         for block in cost.blocks:
-            own, (height, width) = phase.remove, cost.layers.grid(block.index, size.grid)
-            tokens = height * width
+            own_grid = cost.layers.grid(block.index, size.grid)
+            own, tokens, beside = phase.remove, tokens_on(own_grid), cost.beside(own_grid, size.references)
             if phase.stage is not None:
                 method = recipe.stages[phase.stage].method
                 own = cost.layers.remove(block.index, own, method, size.grid)
@@ -158,13 +172,13 @@ def _site_reports(
                 removed = 0 if skipped else own
                 after: Macs | None = dense[path]
                 if removed and measured is not None:
-                    after = _less(after, measured.sites.get(place.local), tokens, removed, size)
+                    after = _less(after, measured.sites.get(place.local), tokens, removed, size, beside)
                 further = removed_further(rewriting, block.program, phase, spec.id, tokens)
                 if further and removed:
                     assert phase.stage is not None
                     inner = cost.inner_cost(block, phase.stage)
                     saving = None if inner is None else inner.sites.get(place.local)
-                    after = _less(after, saving, tokens - removed, further, size)
+                    after = _less(after, saving, tokens - removed, further, size, beside)
                     removed += further
                 reports.append(
                     SiteReport(
@@ -176,12 +190,12 @@ def _site_reports(
 
 
 def _less(
-    macs: Macs | None, saving: Saving | None, tokens: int, removed: int, size: ExampleSize
+    macs: Macs | None, saving: Saving | None, tokens: int, removed: int, size: ExampleSize, beside: int
 ) -> Macs | None:
     """What is left of MACs; None where it cannot be told."""
     if macs is None or saving is None:
         return None
-    return macs - saving.at(tokens, size.text, removed) * size.batch
+    return macs - saving.at(tokens, size.text, removed, beside) * size.batch
 
 
 def _left_out(decision: GateDecision | None, phase: Phase) -> dict[str, frozenset[str]]:

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 
 from sdtm_fx.cost.planning import method_effort
 from sdtm_fx.errors import SdtmFxError
+from sdtm_fx.grids import TokenGrid, tokens_on
 from sdtm_fx.methods.base import Method
 
 GRIDS = ((64, 64), (128, 128))
@@ -151,8 +152,8 @@ def cost_text(method: type[Method]) -> str:
     return text[0].upper() + text[1:] + "."
 
 
-def _cost_at(method: Method, grid: tuple[int, int]) -> str:
-    tokens = grid[0] * grid[1]
+def _cost_at(method: Method, grid: TokenGrid) -> str:
+    tokens = tokens_on(grid)
     remove = min(tokens // 2, method.capacity(grid)) // method.quantum() * method.quantum()
     effort = method_effort(method, grid, TEXT, WIDTH, remove)
     macs = effort.linear + effort.attention

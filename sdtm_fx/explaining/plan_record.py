@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sdtm_fx.grids import TokenGrid, tokens_on
+
 Action = Literal["merged", "keys", "forecast", "refresh", "dense"]
 """``merged``: computed on fewer tokens. ``keys``: computed in full, with attention to fewer image keys. ``forecast``:
 not computed, all of it forecast. ``refresh``: computed in full and stored for later forecasts. ``dense``: computed in
@@ -31,7 +33,7 @@ class SiteRecord:
         path: Module path of the site.
         action: What the site did.
         stage: Name of the stage whose graph the block ran, None on dense steps.
-        grid: (height, width) of the image in tokens.
+        grid: (height, width) of the image in tokens, behind the frames of a video; protected frames are left out.
         kept: Image tokens that the site computed: all N of them, M after merging, none where all is forecast. Where
             keys alone were merged, how many of them were left.
         assign: [B, N] int32 on the CPU, the slot of every image token, where there was a plan; else None. Under
@@ -53,7 +55,7 @@ class SiteRecord:
     path: str
     action: Action
     stage: str | None
-    grid: tuple[int, int]
+    grid: TokenGrid
     kept: int
     assign: Tensor | None = field(default=None, repr=False)
     positions: Tensor | None = field(default=None, repr=False)
@@ -62,7 +64,7 @@ class SiteRecord:
     @property
     def tokens(self) -> int:
         """N, the number of image tokens."""
-        return self.grid[0] * self.grid[1]
+        return tokens_on(self.grid)
 
     @property
     def sizes(self) -> Tensor | None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sdtm_fx.base_plan import Plan
 from sdtm_fx.errors import RewriteError
 from sdtm_fx.explaining.plan_record import Action, PlanRecord, SiteRecord
-from sdtm_fx.layer_rates import coarser
+from sdtm_fx.grids import coarser, tokens_on
 from sdtm_fx.plan import MergePlan
 from sdtm_fx.recipe.match import compile_match
 from sdtm_fx.recipe.schema import Recipe
@@ -142,7 +142,7 @@ class _Recorder:
             if further and spec.merge == "keys":
                 action = "keys"
             grid = coarser(size.grid, spec.downsample)
-            kept, slots = grid[0] * grid[1], _NO_SLOTS
+            kept, slots = tokens_on(grid), _NO_SLOTS
             if action == "forecast":
                 kept = 0
             elif action in ("merged", "keys"):

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sdtm_fx.explaining.report import Explanation, SiteReport, SpanReport
+from sdtm_fx.grids import tokens_on
 
 
 def as_text(explanation: Explanation, width: int = 110) -> str:
@@ -19,19 +20,22 @@ def as_text(explanation: Explanation, width: int = 110) -> str:
 
 def render(e: Explanation) -> RenderableType:
     """The explanation as something that rich prints."""
-    height, width = e.grid
+    tokens = tokens_on(e.grid)
     head = Text(
         f"{e.model}, recipe {e.recipe}: {e.blocks} blocks in {e.structures} structures rewritten"
         + (f", {len(e.kept_dense)} kept dense" if e.kept_dense else "")
-        + f"\n{e.steps} steps, {height} x {width} = {height * width} image tokens, {e.text} text tokens, "
+        + f"\n{e.steps} steps, {' x '.join(map(str, e.grid))} = {tokens} image tokens, {e.text} text tokens, "
         f"batch {e.batch}"
     )
+    stays = [(e.protected, "of protected frames"), (e.references, "of references")]
+    if any(count for count, _ in stays):
+        told = " and ".join(f"{count} tokens {what}" for count, what in stays if count)
+        head.append(f"\n{told} stay as they are; ratios are parts of the others")
     flow = Text("flow: " + " -> ".join(_runs(e.modules)))
     phases = Table(
         "phase", "steps", "ratio", "tokens", "linear", "total", "speedup", title="Phases (GMACs per call)"
     )
     for index, p in enumerate(e.phases):
-        tokens = height * width
         phases.add_row(
             f"{index} {p.label}" + (" *" if p.stores else ""), _ranges(p.steps), f"{p.ratio:.3f}",
             f"{tokens - p.removed}", f"{p.macs.linear / 1e9:.4g}", f"{p.macs.total / 1e9:.4g}",

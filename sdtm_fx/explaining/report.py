@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sdtm_fx.cost.counter import Macs
+from sdtm_fx.grids import TokenGrid
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,8 @@ class Explanation:
         recipe: Name of the recipe.
         fingerprint: Of the recipe.
         steps: Denoising steps.
-        grid: (height, width) in tokens.
+        grid: Sides of the grid of the tokens that may be merged: (height, width), or (frames, height, width) without
+            protected frames.
         batch: Samples per call, CFG halves counted.
         text: Text tokens.
         modules: What the model's forward calls, in order, blocks among it.
@@ -145,13 +147,15 @@ class Explanation:
         gate: What the cost gate left out, or why it did nothing.
         notes: What was not done, and why.
         state_bytes: Memory held across steps right now, in bytes, by purpose.
+        protected: Image tokens of protected frames, beside those of the grid.
+        references: Tokens of reference images.
     """
 
     model: str
     recipe: str
     fingerprint: str
     steps: int
-    grid: tuple[int, int]
+    grid: TokenGrid
     batch: int
     text: int
     modules: tuple[str, ...]
@@ -165,6 +169,8 @@ class Explanation:
     gate: GateReport
     notes: tuple[str, ...]
     state_bytes: dict[str, int]
+    protected: int = 0
+    references: int = 0
 
     @property
     def mean(self) -> Macs:

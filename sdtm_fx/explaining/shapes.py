@@ -5,30 +5,12 @@ from __future__ import annotations
 import itertools
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import nn
 
-from sdtm_fx.bench.configs import MODELS, BenchModel
+from sdtm_fx.bench.configs import PUBLISHED as PUBLISHED
 from sdtm_fx.errors import RewriteError, nearest
 from sdtm_fx.toy.flux import build_flux
 from sdtm_fx.toy.sd3 import build_sd3
-
-_CROSS = ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D")
-
-SDXL = BenchModel(
-    UNet2DConditionModel,
-    {"sample_size": 128, "in_channels": 4, "out_channels": 4, "layers_per_block": 2,
-     "down_block_types": _CROSS, "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-     "block_out_channels": (320, 640, 1280), "transformer_layers_per_block": (1, 2, 10),
-     "attention_head_dim": (5, 10, 20), "cross_attention_dim": 2048, "use_linear_projection": True,
-     "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
-     "projection_class_embeddings_input_dim": 2816},
-    (), 16, 77, 2,
-)  # fmt: skip
-"""SDXL base 1.0. A token is 16 pixels wide at the finer of the two levels that have tokens."""
-
-PUBLISHED: dict[str, BenchModel] = {**MODELS, "sdxl": SDXL}
-"""Models by name. Benchmarks build those of `MODELS` only, whose blocks all run on one grid."""
 
 TOYS = ("toy-sd3", "toy-flux")
 
@@ -49,7 +31,7 @@ def build_shape(name: str) -> nn.Module:
 
 
 def shape_of(recipe: str) -> str:
-    """Return the shape that a recipe is for by its name: how the name ends, or else begins.
+    """Return the shape that a recipe is for by its name: the same name, or how the name ends, or else begins.
 
     Args:
         recipe: Name of the recipe; parts in front of a slash do not count.
@@ -59,6 +41,8 @@ def shape_of(recipe: str) -> str:
     """
     known = (*PUBLISHED, *TOYS)
     base = recipe.rpartition("/")[2]
+    if base in known:
+        return base
     ending = [name for name in known if base.endswith(f"-{name}")]
     if ending:
         return max(ending, key=len)

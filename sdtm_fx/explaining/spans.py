@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from sdtm_fx.cost.decision import GateDecision
 from sdtm_fx.explaining.report import SpanReport
+from sdtm_fx.grids import TokenGrid, tokens_on
 from sdtm_fx.phase import Phase, Schedule
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewriting.programs import Program
@@ -42,7 +43,7 @@ def removed_further(rewriting: Rewriting, program: Program, phase: Phase, site: 
 
 
 def span_reports(
-    rewriting: Rewriting, schedule: Schedule, decision: GateDecision | None, grid: tuple[int, int]
+    rewriting: Rewriting, schedule: Schedule, decision: GateDecision | None, grid: TokenGrid
 ) -> Iterator[SpanReport]:
     """Yield every run of blocks of every span, in the phases that use it, at a grid of (height, width) tokens."""
     recipe, layers = rewriting.recipe, rewriting.runtime.layers
@@ -57,10 +58,8 @@ def span_reports(
             first, blocks = (path, 0) if place.first else (first, blocks)
             blocks += place.is_short(span)
             if place.last:
-                height, width = layers.grid(binding.index, grid)
+                tokens = tokens_on(layers.grid(binding.index, grid))
                 assert phase.stage is not None  # a dense step is in no span
                 method = recipe.stages[phase.stage].method
-                kept = height * width - layers.remove(binding.index, phase.remove, method, grid)
-                yield SpanReport(
-                    index, span.id, first, path, span.enter, span.residual, blocks, height * width, kept
-                )
+                kept = tokens - layers.remove(binding.index, phase.remove, method, grid)
+                yield SpanReport(index, span.id, first, path, span.enter, span.residual, blocks, tokens, kept)

@@ -12,6 +12,7 @@ from torch import Tensor
 from sdtm_fx.attention_score import AttentionHeads
 from sdtm_fx.base_plan import Plan
 from sdtm_fx.errors import PlanError, nearest
+from sdtm_fx.grids import TokenGrid
 from sdtm_fx.methods.at_edm import AtEdm
 from sdtm_fx.methods.base import Method, OptionError, TokenView
 from sdtm_fx.methods.ca_tome import CAToMe
@@ -104,7 +105,7 @@ def plan_merge(
     method: str | Method,
     metric: Tensor,
     *,
-    grid: tuple[int, int],
+    grid: TokenGrid,
     remove: int,
     ages: Tensor | None = None,
     attention: Tensor | None = None,

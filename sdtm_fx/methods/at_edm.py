@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sdtm_fx.attention_score import AttentionHeads, combine_heads, cross_rank, most_attended, page_rank
 from sdtm_fx.errors import PlanError
+from sdtm_fx.grids import TokenGrid, tokens_on
 from sdtm_fx.methods.base import Count, Method, OptionError, TokenView, Weight
 from sdtm_fx.methods.matching import best_match
 from sdtm_fx.plan import MergePlan, plan_from_parents
@@ -68,9 +69,9 @@ class AtEdm(Method):
         if len(self.band) != 2 or self.band[0] > self.band[1]:
             raise OptionError(f"at_edm: found band {self.band}; accepted (least, largest) variance")
 
-    def capacity(self, grid: tuple[int, int]) -> int:
+    def capacity(self, grid: TokenGrid) -> int:
         """Return all tokens but one."""
-        return max(grid[0] * grid[1] - 1, 0)
+        return max(tokens_on(grid) - 1, 0)
 
     def wants(self) -> frozenset[str]:
         """Return "heads", and "text" where importance comes from the attention to text."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -13,14 +14,15 @@ from torch import Tensor
 from sdtm_fx.attention_score.heads import AttentionHeads
 from sdtm_fx.base_plan import Plan, Unmerging
 from sdtm_fx.errors import PlanError
+from sdtm_fx.grids import TokenGrid, show_grid, tokens_on
 from sdtm_fx.plan import identity_plan
 
 # Fields are strict one by one: a strict dataclass would take instances only, and a recipe holds mappings.
 Count = Annotated[int, Field(ge=1, strict=True)]
 Radius = Annotated[int, Field(ge=0, strict=True)]
 Weight = Annotated[float, Field(ge=0, strict=True)]
-WindowSize = tuple[Count, Count]
-"""Height and width of a window in tokens; recipes write it as a list."""
+WindowSize = Annotated[tuple[Count, ...], Field(min_length=2, max_length=3)]
+"""Height and width of a window in tokens, or frames, height and width; recipes write it as a list."""
 
 _HEAD = 64  # channels of a head where only the width is known, as in SD3
 
@@ -35,7 +37,7 @@ class TokenView:
 
     Attributes:
         metric: [B, N, D] float, the image tokens of the site in raster order.
-        grid: Height and width of the token grid; their product is N.
+        grid: Height and width of the token grid, behind its frames if it has some; their product is N.
         ages: [B, N] int32, steps since each token was last alone in its slot, or None.
         attention: [B, N] float, attention received by each token, or None.
         salt: Counter for hashing: mixes seed, step and layer. An int or a 0-d int64 tensor.
@@ -45,7 +47,7 @@ class TokenView:
     """
 
     metric: Tensor
-    grid: tuple[int, int]
+    grid: TokenGrid
     ages: Tensor | None = None
     attention: Tensor | None = None
     salt: int | Tensor = 0
@@ -81,8 +83,8 @@ class Method(ABC):
         self._check_options()
 
     @abstractmethod
-    def capacity(self, grid: tuple[int, int]) -> int:
-        """Return the most tokens that can be removed on a grid of (height, width) tokens."""
+    def capacity(self, grid: TokenGrid) -> int:
+        """Return the most tokens that can be removed on a grid of tokens, with or without frames."""
 
     def quantum(self) -> int:
         """Return the number of which every removed count is a multiple."""
@@ -100,16 +102,16 @@ class Method(ABC):
         """Return whether the method reads the attention of the block that it plans for."""
         return not self.wants().isdisjoint({"attention", "heads"})
 
-    def blank_view(self, rows: int, grid: tuple[int, int], width: int, text: int = 1) -> TokenView:
+    def blank_view(self, rows: int, grid: TokenGrid, width: int, text: int = 1) -> TokenView:
         """Return a view of the right shapes that holds nothing: for sizes and costs, on fake or meta tensors.
 
         Args:
             rows: Samples.
-            grid: (height, width) in tokens.
+            grid: The token grid.
             width: Channels.
             text: Text tokens.
         """
-        tokens, heads = grid[0] * grid[1], None
+        tokens, heads = tokens_on(grid), None
         if "heads" in self.needs:
             number = width // _HEAD if width % _HEAD == 0 else 1
             query, key = torch.empty(2, rows, number, tokens, width // number).unbind()
@@ -151,7 +153,7 @@ class Method(ABC):
         """Whether every token has one slot, whose copy it gets back; slots have sizes then."""
         return self.unmerging() is Unmerging.COPY
 
-    def search_macs(self, grid: tuple[int, int], remove: int) -> float:
+    def search_macs(self, grid: TokenGrid, remove: int) -> float:
         """Return what a plan costs per sample beside products, in multiply-accumulates; 0 where it is little."""
         return 0.0
 
@@ -206,11 +208,11 @@ class Method(ABC):
         """Raise OptionError for options that do not go together or are out of range."""
 
     def _check_view(self, view: TokenView) -> None:
-        shape, (height, width) = tuple(view.metric.shape), view.grid
-        if len(shape) != 3 or shape[1] != height * width:
+        shape, tokens = tuple(view.metric.shape), tokens_on(view.grid)
+        if len(shape) != 3 or shape[1] != tokens:
             raise PlanError(
-                f"{self.name}: found tokens of shape {shape} on a {height}x{width} grid; "
-                f"accepted [batch, {height * width}, width]"
+                f"{self.name}: found tokens of shape {shape} on a {show_grid(view.grid)} grid; "
+                f"accepted [batch, {tokens}, width]"
             )
         for what in ("ages", "attention", "importance"):
             values = getattr(view, what)
@@ -225,30 +227,31 @@ class Method(ABC):
                 f"[{shape[0]}, heads, {shape[1]}, channels], one per token and head"
             )
 
-    def _check_remove(self, grid: tuple[int, int], remove: int) -> None:
+    def _check_remove(self, grid: TokenGrid, remove: int) -> None:
         most, step = self.capacity(grid), self.quantum()
         if 0 <= remove <= most and remove % step == 0:
             return
         fit = min(max(remove, 0), most) // step * step
         raise PlanError(
-            f"{self.name} on a {grid[0]}x{grid[1]} grid: found {remove} tokens to remove; "
+            f"{self.name} on a {show_grid(grid)} grid: found {remove} tokens to remove; "
             f"accepted 0 to {most} in multiples of {step} (nearest below: {fit})"
         )
 
 
-def check_window(window: tuple[int, int], name: str) -> None:
-    """Raise OptionError unless a window has positive sides and at least two tokens."""
-    if len(window) != 2 or min(window) < 1 or window[0] * window[1] < 2:
+def check_window(window: TokenGrid, name: str) -> None:
+    """Raise OptionError unless a window has two or three positive sides and at least two tokens."""
+    if len(window) not in (2, 3) or min(window) < 1 or math.prod(window) < 2:
         raise OptionError(
-            f"{name}: found window {tuple(window)}; accepted (height, width) with two tokens or more"
+            f"{name}: found window {tuple(window)}; accepted (height, width), or (frames, height, width) on a grid "
+            "with frames, with two tokens or more"
         )
 
 
-def row_of_cells(window: tuple[int, int]) -> str | None:
+def row_of_cells(window: TokenGrid) -> str | None:
     """Return why cells need a grid; None for those within a row, which may be any row of tokens."""
-    if window[0] == 1:
+    if math.prod(window[:-1]) == 1:
         return None
-    return f"its cells are {window[0]} x {window[1]} tokens of it"
+    return f"its cells are {' x '.join(map(str, window))} tokens of it"
 
 
 def check_radius(radius: int, name: str) -> None:

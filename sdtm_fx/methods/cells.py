@@ -8,6 +8,7 @@ import torch
 from pydantic import StrictBool
 from torch import Tensor
 
+from sdtm_fx.grids import TokenGrid, tokens_on
 from sdtm_fx.methods.base import Method, TokenView, WindowSize, check_window, row_of_cells
 from sdtm_fx.methods.matching import best_match, choose_targets, plan_best, split_windows
 from sdtm_fx.plan import MergePlan
@@ -33,10 +34,10 @@ class CellMatching(Method):
     def _check_options(self) -> None:
         check_window(self.window, self.name)
 
-    def capacity(self, grid: tuple[int, int]) -> int:
+    def capacity(self, grid: TokenGrid) -> int:
         """Return the number of tokens that do not absorb; nothing goes on a grid without a whole cell."""
         cells = Windows(grid, self.window).count
-        return grid[0] * grid[1] - cells if cells else 0
+        return tokens_on(grid) - cells if cells else 0
 
     def needs_grid(self) -> str | None:
         """Return None for cells within a row, which may be any row of tokens."""

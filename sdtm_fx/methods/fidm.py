@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from sdtm_fx.grids import TokenGrid
 from sdtm_fx.methods.base import Method, TokenView, WindowSize, check_window, row_of_cells
 from sdtm_fx.methods.matching import AGED, Target, best_match, choose_targets, plan_best, split_windows
 from sdtm_fx.plan import MergePlan
@@ -40,7 +41,7 @@ class FIDM(Method):
     def _check_options(self) -> None:
         check_window(self.window, self.name)
 
-    def capacity(self, grid: tuple[int, int]) -> int:
+    def capacity(self, grid: TokenGrid) -> int:
         """Return (K - 1) times the number of windows."""
         windows = Windows(grid, self.window)
         return windows.count * (windows.size - 1)

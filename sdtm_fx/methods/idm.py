@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sdtm_fx.errors import PlanError
+from sdtm_fx.grids import TokenGrid, tokens_on
 from sdtm_fx.methods.ages import check_age_sign, relative_ages
 from sdtm_fx.methods.base import (
     Count,
@@ -84,10 +85,10 @@ class IDM(Method):
         if self.radius is not None:
             check_radius(self.radius, self.name)
 
-    def capacity(self, grid: tuple[int, int]) -> int:
+    def capacity(self, grid: TokenGrid) -> int:
         """Return all tokens but one, or with windows (K - 1) times their number."""
         if self.window is None:
-            return max(grid[0] * grid[1] - 1, 0)
+            return max(tokens_on(grid) - 1, 0)
         windows = Windows(grid, self.window)
         return windows.count * (windows.size - 1)
 

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from sdtm_fx.errors import PlanError
+from sdtm_fx.grids import TokenGrid, tokens_on
 from sdtm_fx.hashing import combine, hash_words
 from sdtm_fx.methods.base import Method, OptionError, TokenView
 from sdtm_fx.methods.matching import best_match, nearest_on_grid, plan_best
@@ -62,9 +63,9 @@ class Importance(Method):
         if self.pool < 1:
             raise OptionError(f"importance: found pool {self.pool:g}; accepted 1 or more")
 
-    def capacity(self, grid: tuple[int, int]) -> int:
+    def capacity(self, grid: TokenGrid) -> int:
         """Return the number of tokens that do not absorb."""
-        return grid[0] * grid[1] - self._absorbing(grid[0] * grid[1])
+        return tokens_on(grid) - self._absorbing(tokens_on(grid))
 
     def _absorbing(self, tokens: int) -> int:
         return max(1, int(tokens * self.destinations))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from sdtm_fx.grids import TokenGrid
 from sdtm_fx.methods.ages import check_age_sign, relative_ages
 from sdtm_fx.methods.base import Method, Radius, TokenView, Weight, WindowSize, check_radius, check_window
 from sdtm_fx.methods.matching import AGED, Target, choose_targets, plan_best, split_windows
@@ -50,7 +51,7 @@ class LocalMatch(Method):
         check_radius(self.radius, self.name)
         check_age_sign(self.age_sign, self.name)
 
-    def capacity(self, grid: tuple[int, int]) -> int:
+    def capacity(self, grid: TokenGrid) -> int:
         """Return (K - 1) times the number of windows."""
         windows = Windows(grid, self.window)
         return windows.count * (windows.size - 1)

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sdtm_fx.grids import TokenGrid
 from sdtm_fx.hashing import hash_index
 from sdtm_fx.methods.base import TokenView
 from sdtm_fx.plan import MergePlan, plan_from_parents
@@ -78,11 +79,11 @@ def best_match(metric: Tensor, sources: Tensor, targets: Tensor) -> tuple[Tensor
     return torch.cat(cosines, dim=1), partner
 
 
-def nearest_on_grid(grid: tuple[int, int], sources: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Find the target that is nearest to every source on the grid.
+def nearest_on_grid(grid: TokenGrid, sources: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Find the target that is nearest to every source on the grid, where a frame is as far as a row.
 
     Args:
-        grid: Height and width in tokens.
+        grid: Height and width in tokens, behind the frames if there are some.
         sources: [B, S] int64 tokens.
         targets: [B, T] int64 tokens.
 
@@ -90,18 +91,24 @@ def nearest_on_grid(grid: tuple[int, int], sources: Tensor, targets: Tensor) -> 
         Squared distance [B, S] float32, exact, and the target token [B, S] int64 (the first on ties).
     """
     step = max(1, _TABLE_ELEMENTS // max(1, targets.numel()))
-    goal_row, goal_column = _places(targets[:, None], grid[1])
+    goals = _places(targets[:, None], grid)
     distances, places = [], []
     for piece in sources.split(step, dim=1):
-        row, column = _places(piece[..., None], grid[1])
-        distance, place = ((row - goal_row).square() + (column - goal_column).square()).min(dim=2)
+        own = _places(piece[..., None], grid)
+        along = [(place - goal).square() for place, goal in zip(own, goals, strict=True)]
+        distance, place = sum(along[1:], start=along[0]).min(dim=2)
         distances.append(distance)
         places.append(place)
     return torch.cat(distances, dim=1), targets.gather(1, torch.cat(places, dim=1))
 
 
-def _places(tokens: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    return tokens.div(width, rounding_mode="floor").float(), tokens.remainder(width).float()
+def _places(tokens: Tensor, grid: TokenGrid) -> list[Tensor]:
+    """The place of tokens along each side of the grid."""
+    places = []
+    for side in reversed(grid[1:]):
+        places.append(tokens.remainder(side).float())
+        tokens = tokens.div(side, rounding_mode="floor")
+    return [tokens.float(), *reversed(places)]
 
 
 def plan_best(sources: Tensor, partner: Tensor, rank: Tensor, remove: int, tokens: int) -> MergePlan:

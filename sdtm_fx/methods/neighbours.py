@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,8 @@ _TILE = 8
 @dataclass(frozen=True)
 class _Tiles:
     """Rows of windows cut into tiles of equal width, and the windows that each tile can reach.
+
+    Rows are counted through all frames; what a tile can reach are windows of the same frames.
 
     The last tile may stick out over the last window; what is found there is cut off again.
 
@@ -47,15 +50,28 @@ class _Tiles:
         """Window columns that a tile looks at."""
         return min(self.across + 2 * self.radius, self.windows.columns)
 
+    @property
+    def rows(self) -> int:
+        """Rows of windows, of all frames."""
+        return self.windows.layers * self.windows.rows
+
     def tokens(self) -> Tensor:
         """Tokens of every tile in raster order, [rows, tiles, tokens of a tile] int64."""
-        height, width = self.windows.window
-        line = torch.arange(self.windows.rows * height, device=self.device).view(-1, 1, height, 1)
+        width = self.windows.edges[-1]
         column = self._token_columns().view(self.count, 1, self.across * width)
         # What sticks out repeats the last column.
-        last = self.windows.covered[1] - 1
+        last = self.windows.covered[-1] - 1
         inside = torch.where(column > last, last, column)
-        return (line * self.windows.grid[1] + inside).flatten(2)
+        return (self._lines().view(self.rows, 1, -1, 1) * self.windows.grid[-1] + inside).flatten(2)
+
+    def _lines(self) -> Tensor:
+        """Rows of tokens, counted through all frames, by the row of windows that they are in."""
+        frames, (height, tall) = self._window_frames(), (self.windows.edges[-2], self.windows.grid[-2])
+        line = torch.arange(self.windows.rows * height, device=self.device)
+        if self.windows.layers * frames == 1:
+            return line
+        frame = torch.arange(self.windows.layers * frames, device=self.device).view(-1, 1, frames, 1)
+        return frame * tall + line.view(1, self.windows.rows, 1, height)
 
     def first(self) -> Tensor:
         """First window column that each tile looks at, [tiles] int64."""
@@ -67,7 +83,7 @@ class _Tiles:
 
     def reachable(self) -> Tensor:
         """Windows that each tile looks at, [rows, tiles, (2 · radius + 1) · span] int64, row by row."""
-        row = torch.arange(self.windows.rows, device=self.device)[:, None]
+        row = torch.arange(self.rows, device=self.device)[:, None]
         shift = torch.arange(-self.radius, self.radius + 1, device=self.device)
         near = self.windows.nearby_row(row, shift).view(-1, 1, 2 * self.radius + 1, 1)
         column = (self.first()[:, None] + torch.arange(self.span, device=self.device)).view(self.count, 1, -1)
@@ -75,27 +91,36 @@ class _Tiles:
 
     def too_far(self) -> Tensor:
         """Which of the columns that a tile looks at a token must not join, [tiles, tokens, windows] bool."""
-        own = self._token_columns().div(self.windows.window[1], rounding_mode="floor")
+        own = self._token_columns().div(self.windows.edges[-1], rounding_mode="floor")
         seen = self.first()[:, None] + torch.arange(self.span, device=self.device)
         far = (own[:, :, None] - seen[:, None, :]).abs() > self.radius
-        return far.repeat(1, self.windows.window[0], 2 * self.radius + 1)
+        return far.repeat(1, self._window_frames() * self.windows.edges[-2], 2 * self.radius + 1)
 
     def window_of(self, place: Tensor) -> Tensor:
         """Windows by their places among the reachable ones, both [B, rows, tiles, tokens] int64."""
-        row = torch.arange(self.windows.rows, device=self.device).view(-1, 1, 1)
+        row = torch.arange(self.rows, device=self.device).view(-1, 1, 1)
         row = self.windows.nearby_row(row, place.div(self.span, rounding_mode="floor") - self.radius)
         return row * self.windows.columns + self.first()[:, None] + place.remainder(self.span)
 
     def raster(self, values: Tensor) -> Tensor:
-        """Lay [B, rows, tiles, tokens] out as the grid has them, zero right of the last window: [B, n]."""
-        height, width = self.windows.window
-        tall, wide = self.windows.covered
-        grid = values.unflatten(3, (height, self.across * width)).transpose(2, 3)
-        grid = grid.reshape(values.shape[0], tall, -1)[..., :wide]
-        return functional.pad(grid, (0, self.windows.grid[1] - wide)).flatten(1)
+        """Lay [B, rows, tiles, tokens] out as the grid has them, zero beyond the last window: [B, n]."""
+        frames, (height, width) = self._window_frames(), self.windows.edges[-2:]
+        tall, wide = self.windows.covered[-2:]
+        right, below = self.windows.grid[-1] - wide, self.windows.grid[-2] - tall
+        if self.windows.layers * frames == 1:
+            grid = values.unflatten(3, (height, self.across * width)).transpose(2, 3)
+            grid = grid.reshape(values.shape[0], tall, -1)[..., :wide]
+            return functional.pad(grid, (0, right)).flatten(1)
+        grid = values.unflatten(3, (frames, height, self.across * width))
+        grid = grid.unflatten(1, (self.windows.layers, self.windows.rows)).permute(0, 1, 4, 2, 5, 3, 6)
+        grid = grid.reshape(values.shape[0], self.windows.layers * frames, tall, -1)[..., :wide]
+        return functional.pad(grid, (0, right, 0, below)).flatten(1)
+
+    def _window_frames(self) -> int:
+        return math.prod(self.windows.edges[:-2])
 
     def _token_columns(self) -> Tensor:
-        width = self.windows.window[1]
+        width = self.windows.edges[-1]
         return torch.arange(self.count * self.across * width, device=self.device).view(self.count, -1)
 
 
@@ -113,11 +138,12 @@ def best_neighbour(metric: Tensor, windows: Windows, targets: Tensor, radius: in
 
     Returns:
         Cosine [B, n] float32, and the target token [B, n] int64 (the first on ties), for the first n
-        tokens: all those in rows that windows cover. Tokens right of the last window hold nothing of use.
+        tokens: all those in rows, or with frames in frames, that windows cover. Tokens beyond the last window
+        hold nothing of use.
     """
     batch, _, width = metric.shape
     tiles = _Tiles(windows, radius, metric.device)
-    leading = (batch, windows.rows, tiles.count, -1)
+    leading = (batch, tiles.rows, tiles.count, -1)
     x = take_rows(metric, tiles.tokens().reshape(1, -1)).float().view(*leading, width)
     beside = targets.index_select(1, tiles.reachable().flatten())
     goal = take_rows(metric, beside).float().view(*leading, width)

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from sdtm_fx.grids import TokenGrid, tokens_on
 from sdtm_fx.hashing import hash_words
 from sdtm_fx.methods.base import Method, TokenView
 from sdtm_fx.methods.matching import best_match, plan_best
@@ -32,9 +33,9 @@ class Random(Method):
 
     name: Literal["random"] = "random"
 
-    def capacity(self, grid: tuple[int, int]) -> int:
+    def capacity(self, grid: TokenGrid) -> int:
         """Return all tokens but one."""
-        return max(grid[0] * grid[1] - 1, 0)
+        return max(tokens_on(grid) - 1, 0)
 
     def needs_grid(self) -> str | None:
         """Return None: places do not matter."""

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sdtm_fx.grids import TokenGrid, tokens_on
 from sdtm_fx.hashing import hash_words
 from sdtm_fx.methods.base import Method, TokenView, Weight, WindowSize, check_window, row_of_cells
 from sdtm_fx.methods.matching import best_match, plan_best, split_windows
@@ -51,10 +52,10 @@ class SiTo(Method):
     def _check_options(self) -> None:
         check_window(self.window, self.name)
 
-    def capacity(self, grid: tuple[int, int]) -> int:
+    def capacity(self, grid: TokenGrid) -> int:
         """Return the number of tokens that are no base; nothing goes on a grid without a whole cell."""
         cells = Windows(grid, self.window).count
-        return grid[0] * grid[1] - cells if cells else 0
+        return tokens_on(grid) - cells if cells else 0
 
     def needs_grid(self) -> str | None:
         """Return None for cells within a row, which may be any row of tokens."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from sdtm_fx.errors import PlanError
+from sdtm_fx.grids import TokenGrid, tokens_on
 from sdtm_fx.methods.base import Method, TokenView
 from sdtm_fx.plan import MergePlan
 
@@ -26,9 +27,9 @@ class Skip(Method):
 
     name: Literal["skip"] = "skip"
 
-    def capacity(self, grid: tuple[int, int]) -> int:
+    def capacity(self, grid: TokenGrid) -> int:
         """Return the number of tokens: all of them go."""
-        return grid[0] * grid[1]
+        return tokens_on(grid)
 
     def plan(self, view: TokenView, remove: int) -> MergePlan:
         """Raise PlanError: a skipped site is not merged."""

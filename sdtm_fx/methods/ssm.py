@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -9,6 +10,7 @@ import torch
 from pydantic import StrictBool
 from torch import Tensor
 
+from sdtm_fx.grids import TokenGrid
 from sdtm_fx.hashing import hash_words
 from sdtm_fx.methods.ages import check_age_sign, relative_ages
 from sdtm_fx.methods.base import Method, TokenView, Weight, WindowSize, check_window
@@ -58,13 +60,13 @@ class SSM(Method):
         check_window(self.window, self.name)
         check_age_sign(self.age_sign, self.name)
 
-    def capacity(self, grid: tuple[int, int]) -> int:
+    def capacity(self, grid: TokenGrid) -> int:
         """Return (K - 1) times the number of windows."""
         return Windows(grid, self.window).count * self.quantum()
 
     def quantum(self) -> int:
         """Return K - 1: a window is merged whole."""
-        return self.window[0] * self.window[1] - 1
+        return math.prod(self.window) - 1
 
     def wants(self) -> frozenset[str]:
         """Return "ages" unless their weight is zero."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from sdtm_fx.grids import TokenGrid, coarser, tokens_on
 from sdtm_fx.methods.base import Count, Method, OptionError, TokenView
 from sdtm_fx.methods.uniform import spread_order
 from sdtm_fx.plan import MergePlan, plan_from_parents
@@ -17,6 +19,8 @@ from sdtm_fx.windows import Windows
 @dataclass(frozen=True, kw_only=True)
 class ToDo(Method):
     """Strided downsampling: every cell of factor x factor tokens is represented by the token in its middle.
+
+    Frames keep their number: cells lie within one.
 
     A slot holds the value of that token alone (``reduce: mean`` in a stage averages instead), so keys keep the
     position that they were rotated by. The paper reduces keys and values and leaves queries dense, which is a site with
@@ -50,28 +54,29 @@ class ToDo(Method):
         if self.factor < 2:
             raise OptionError(f"{self.name}: found factor {self.factor}; accepted 2 or more tokens per side")
 
-    def cells(self, grid: tuple[int, int]) -> tuple[int, int]:
-        """Return how many cells a grid has, along its height and its width."""
-        return -(-grid[0] // self.factor), -(-grid[1] // self.factor)
+    def cells(self, grid: TokenGrid) -> TokenGrid:
+        """Return how many cells a grid has, along its height and its width; frames stay as they are."""
+        return coarser(grid, self.factor)
 
-    def capacity(self, grid: tuple[int, int]) -> int:
-        """Return N - ceil(h / f) · ceil(w / f)."""
-        rows, columns = self.cells(grid)
-        return grid[0] * grid[1] - rows * columns
+    def capacity(self, grid: TokenGrid) -> int:
+        """Return N - frames · ceil(h / f) · ceil(w / f)."""
+        return tokens_on(grid) - tokens_on(self.cells(grid))
 
     def _plan(self, view: TokenView, remove: int) -> MergePlan:
         device = view.metric.device
         batch, tokens, _ = view.metric.shape
-        rows, columns = self.cells(view.grid)
-        row, middle_row = _cells_of(view.grid[0], rows, device)
-        column, middle_column = _cells_of(view.grid[1], columns, device)
-        cell = (row[:, None] * columns + column).flatten()
-        represents = (middle_row[:, None] * view.grid[1] + middle_column).flatten()
+        cells, (height, width) = self.cells(view.grid), view.grid[-2:]
+        rows, columns = cells[-2:]
+        row, middle_row = _cells_of(height, rows, device)
+        column, middle_column = _cells_of(width, columns, device)
+        frame = torch.arange(math.prod(view.grid[:-2]), device=device)[:, None]
+        cell = (row[:, None] * columns + column).flatten() + frame * (rows * columns)
+        represents = (middle_row[:, None] * width + middle_column).flatten() + frame * (height * width)
         # The place of every cell in the order in which cells are reduced.
-        place = torch.argsort(spread_order(Windows((rows, columns), (1, 1)), device), stable=True)
+        place = torch.argsort(spread_order(Windows(cells, (1, 1)), device), stable=True)
         own = torch.arange(tokens, device=device)
-        parent = represents[cell]
-        rank = torch.where(parent == own, rows * columns, place[cell])
+        parent = represents.flatten()[cell.flatten()]
+        rank = torch.where(parent == own, tokens_on(cells), place[cell.flatten()])
         gone = torch.argsort(rank, stable=True)[:remove]
         joined = own.scatter(0, gone, parent[gone])
         plan = plan_from_parents(joined[None], tokens - remove)

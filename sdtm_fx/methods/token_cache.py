@@ -10,10 +10,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from sdtm_fx.errors import PlanError
+from sdtm_fx.grids import TokenGrid, join_blocks, tokens_on
 from sdtm_fx.hashing import hash_words
 from sdtm_fx.kept_plan import plan_of_kept
 from sdtm_fx.methods.base import Count, Method, OptionError, TokenView, Weight, WindowSize, check_window
 from sdtm_fx.plan import MergePlan
+from sdtm_fx.windows import Windows
 
 _NUMBERS = 1 << 24  # 24 bits are what float32 holds exactly
 
@@ -76,9 +78,9 @@ class TokenCache(Method):
         if self.interval < 1:
             raise OptionError(f"token_cache: found interval {self.interval}; accepted 1 or more steps")
 
-    def capacity(self, grid: tuple[int, int]) -> int:
+    def capacity(self, grid: TokenGrid) -> int:
         """Return all tokens but one."""
-        return max(grid[0] * grid[1] - 1, 0)
+        return max(tokens_on(grid) - 1, 0)
 
     def wants(self) -> frozenset[str]:
         """Return "attention" unless numbers are drawn, and "ages" unless their weight is zero."""
@@ -117,23 +119,26 @@ class TokenCache(Method):
         return plan_of_kept(ranked[:, : tokens - remove].sort(dim=1).values, tokens)
 
 
-def best_of_windows(score: Tensor, grid: tuple[int, int], window: tuple[int, int]) -> Tensor:
+def best_of_windows(score: Tensor, grid: TokenGrid, window: TokenGrid) -> Tensor:
     """Return which tokens score best in their window, the first on ties; windows at odd edges are smaller.
 
     Args:
         score: [B, N] float.
-        grid: Height and width in tokens.
-        window: Height and width of a window.
+        grid: Height and width in tokens, behind the frames if there are some.
+        window: Height and width of a window, behind its frames if it has more than one.
 
     Returns:
         [B, N] bool.
     """
-    (rows, columns), (height, width) = grid, window
-    padded = functional.pad(
-        score.unflatten(1, grid), (0, -columns % width, 0, -rows % height), value=-torch.inf
-    )
-    blocks = padded.unflatten(2, (-1, width)).unflatten(1, (-1, height)).transpose(2, 3).flatten(3)
-    place = torch.arange(height * width, device=score.device)
-    best = blocks.argmax(dim=3, keepdim=True) == place
-    whole = best.unflatten(3, window).transpose(2, 3).flatten(3, 4).flatten(1, 2)
-    return whole[:, :rows, :columns].flatten(1)
+    edges = Windows(grid, window).edges
+    beyond = [-side % edge for side, edge in zip(grid, edges, strict=True)]
+    padding = [amount for missing in reversed(beyond) for amount in (0, missing)]
+    padded = functional.pad(score.unflatten(1, grid), padding, value=-torch.inf)
+    windows = Windows(tuple(padded.shape[1:]), window)
+    blocks = windows.split(padded.flatten(1))
+    best = blocks.argmax(dim=2, keepdim=True) == torch.arange(windows.size, device=score.device)
+    whole = join_blocks(best, best[:, :0, 0], windows.grid, windows.edges, windows.counts)
+    whole = whole.unflatten(1, windows.grid)
+    for axis, side in enumerate(grid, start=1):
+        whole = whole.narrow(axis, 0, side)
+    return whole.flatten(1)

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from sdtm_fx.base_plan import Plan, Unmerging
+from sdtm_fx.grids import TokenGrid
 from sdtm_fx.linear_plan import LinearPlan, weigh_tokens
 from sdtm_fx.methods.base import Count, Method, OptionError, TokenView, WindowSize, check_window
 from sdtm_fx.methods.facility import facility_location, scanned_pairs
@@ -84,7 +85,7 @@ class ToMA(Method):
                 f"{self.region!r}: only merging over the whole grid takes destinations from anywhere"
             )
 
-    def capacity(self, grid: tuple[int, int]) -> int:
+    def capacity(self, grid: TokenGrid) -> int:
         """Return all tokens of the regions of choice but one of each."""
         regions = self._choice(grid)
         return regions.number * (regions.size - 1) if regions.number else 0
@@ -93,7 +94,7 @@ class ToMA(Method):
         """Return AVERAGE for the transpose, whose weights sum to one, and LINEAR for the pseudo-inverse."""
         return Unmerging.AVERAGE if self.unmerge == "transpose" else Unmerging.LINEAR
 
-    def search_macs(self, grid: tuple[int, int], remove: int) -> float:
+    def search_macs(self, grid: TokenGrid, remove: int) -> float:
         """Return the pairs that choosing the destinations looks at."""
         regions = self._choice(grid)
         rows = ShortRows.removing(remove, regions.number, regions.size)
@@ -129,7 +130,7 @@ class ToMA(Method):
             pseudo_inverse=self.unmerge == "pseudo_inverse",
         )
 
-    def _choice(self, grid: tuple[int, int]) -> Regions:
+    def _choice(self, grid: TokenGrid) -> Regions:
         """The regions in which destinations are chosen."""
         select = self.select or ("tile" if self.region == "global" else self.region)
         if select == "tile":

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from sdtm_fx.grids import TokenGrid
 from sdtm_fx.methods.base import Method, TokenView, WindowSize, check_window
 from sdtm_fx.methods.whole_windows import plan_windows
 from sdtm_fx.plan import MergePlan
@@ -44,13 +46,13 @@ class Uniform(Method):
     def _check_options(self) -> None:
         check_window(self.window, self.name)
 
-    def capacity(self, grid: tuple[int, int]) -> int:
+    def capacity(self, grid: TokenGrid) -> int:
         """Return (K - 1) times the number of cells."""
         return Windows(grid, self.window).count * self.quantum()
 
     def quantum(self) -> int:
         """Return K - 1: a cell is merged whole."""
-        return self.window[0] * self.window[1] - 1
+        return math.prod(self.window) - 1
 
     def _plan(self, view: TokenView, remove: int) -> MergePlan:
         cells = Windows(view.grid, self.window)

@@ -14,6 +14,7 @@ from sdtm_fx.recipe.check_layers import check_layers, check_reduce
 from sdtm_fx.recipe.check_plans import check_destinations, check_importance, check_kept, check_sharing
 from sdtm_fx.recipe.check_ratios import check_ratios
 from sdtm_fx.recipe.check_spans import check_spans
+from sdtm_fx.recipe.check_tokens import check_tokens
 from sdtm_fx.recipe.match import compile_match
 from sdtm_fx.recipe.problems import KeyPath, Problem, misfit, show_choices
 
@@ -28,6 +29,7 @@ def find_problems(recipe: Recipe) -> tuple[Problem, ...]:
         *_check_matches(recipe),
         *_check_ends(recipe),
         *_check_stage_sites(recipe),
+        *check_tokens(recipe),
         *check_ratios(recipe),
         *_check_reuse(recipe),
         *check_caches(recipe),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from sdtm_fx.errors import nearest
 from sdtm_fx.methods import Method, ToFu
 from sdtm_fx.recipe.check_keys import keyed_sites
+from sdtm_fx.recipe.check_tokens import windows_of
 from sdtm_fx.recipe.inside import InsideSpec
 from sdtm_fx.recipe.problems import KeyPath, Problem, misfit, show_choices
 
@@ -104,6 +105,8 @@ def _check_reduce(path: KeyPath, recipe: Recipe, inside: InsideSpec) -> Iterator
 
 
 def _check_ratio(path: KeyPath, inside: InsideSpec) -> Iterator[Problem]:
+    if windows_of(inside.method) is not None:
+        return  # said elsewhere
     most = inside.method.capacity(_ROW) / _ROW[1]
     if inside.method.needs_grid() is None and inside.ratio > most + _TOLERANCE:
         yield misfit(

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from sdtm_fx.grids import tokens_on
 from sdtm_fx.methods import METHODS, SSM, Method, Skip
+from sdtm_fx.recipe.check_tokens import windows_of
 from sdtm_fx.recipe.problems import KeyPath, Problem, misfit
 from sdtm_fx.recipe.ratio import Ratio, ThresholdRatio, peak
 from sdtm_fx.recipe.tokens import FixedGrid
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from sdtm_fx.recipe.schema import Recipe
 
 # A grid that common windows divide: what a method can remove of it is what it can remove at best.
-_EVEN_GRID = (840, 840)
+_EVEN_GRID = (840, 840, 840)
 _TOLERANCE = 1e-9
 
 
@@ -39,9 +41,12 @@ def check_ratios(recipe: Recipe) -> Iterator[Problem]:
 def _check_reach(
     path: KeyPath, ratio: Ratio, method: Method, recipe: Recipe, stage: str
 ) -> Iterator[Problem]:
-    grid = recipe.tokens.grid
-    size = (grid.height, grid.width) if isinstance(grid, FixedGrid) else _EVEN_GRID
-    most, wanted = method.capacity(size) / (size[0] * size[1]), peak(ratio)
+    tokens = recipe.tokens
+    if windows_of(method) is not None and not tokens.has_frames:
+        return  # said elsewhere
+    fixed = tokens.grid.grid if isinstance(tokens.grid, FixedGrid) else None
+    size = fixed or _EVEN_GRID[-3 if tokens.has_frames else -2 :]
+    most, wanted = method.capacity(size) / tokens_on(size), peak(ratio)
     if wanted is not None and wanted > most + _TOLERANCE:
         reach = f"at most {most:.4g}, which is what {method.name} can remove in stage {stage!r}"
         yield misfit(

@@ -12,6 +12,9 @@ from sdtm_fx.recipe.part import Count, Label, Part, Positive, Text
 from sdtm_fx.recipe.ratio import Ratio
 from sdtm_fx.reductions import Reduce
 
+REST = "*"
+"""A `prefix` or `suffix` whose length is what the image leaves of the sequence."""
+
 
 class SiteSpec(Part):
     """An attention or feed-forward module whose image tokens may be merged."""
@@ -27,9 +30,16 @@ class SiteSpec(Part):
     output: Count | None = None
     """Index of the tokens in the tuple that the module returns; absent: it returns the tokens alone."""
     prefix: Text | None = None
-    """Argument of the block whose length is the number of leading tokens that are not image."""
+    """Argument of the block whose length is the number of leading tokens that are not image; ``"*"``: whatever stands
+    in front of the last N tokens, which are the image."""
+    suffix: Text | None = None
+    """Argument of the block whose length is the number of trailing tokens that are neither image nor reference;
+    ``"*"``: whatever follows the first N tokens, which are the image (text, padding)."""
     rotary: Text | None = None
-    """Argument of the module that carries the rotary tables (cos, sin), [sequence, channels] each."""
+    """Argument of the module that carries the rotary tables (cos, sin), [sequence, channels] each. Rows beyond those
+    of the image stream belong to text; they come first, or last where the site has a `suffix`."""
+    rotary_axis: Count = 0
+    """Axis of the rotary tables that the sequence lies along; all others are the same for every token."""
     metric: Text | None = None
     """Argument of the block that tokens are compared by, image tokens alone; absent: what reaches the module. All
     sites of a block share the plan of the first."""

@@ -32,3 +32,5 @@ class SpanSpec(Part):
     """Index of the image tokens in the tuple that the blocks return; absent: they return the tokens alone."""
     rotary: Text | None = None
     """Argument of the blocks that carries rotary tables (cos, sin), [sequence, channels] each, text in front."""
+    rotary_axis: Count = 0
+    """Axis of the rotary tables that the sequence lies along."""

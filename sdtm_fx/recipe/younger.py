@@ -16,7 +16,17 @@ _DEFAULTS: tuple[tuple[str, str, object], ...] = (
     ("sites", "merge", "tokens"),
     ("stages", "inside", None),
     ("stages", "reduce", None),
+    ("sites", "rotary_axis", 0),
+    ("spans", "rotary_axis", 0),
+    ("sites", "suffix", None),
+    ("inputs", "copies", None),
+    ("tokens", "protect", {"first_frames": 0}),
+    ("tokens.grid", "axes", None),
+    ("tokens.grid", "columns", None),
+    ("tokens.grid", "frames", None),
+    ("tokens.grid", "reference_column", None),
     ("tokens.grid", "round", "down"),
+    ("tokens.grid", "square", False),
 )
 """Section ("" for the recipe itself, a dot inside of another), key, and the value that says nothing."""
 
@@ -35,8 +45,10 @@ def without_younger(data: dict[str, Any]) -> dict[str, Any]:
         owner = kept
         for name in outer:
             owner[name] = owner = dict(owner[name])
-        parts = owner[key]
-        if parts is not None:
+        parts = owner.get(key)
+        if section == "inputs":
+            owner[key] = {name: _cut(part, section) for name, part in parts.items()}
+        elif parts is not None:
             owner[key] = (
                 [_cut(part, section) for part in parts] if isinstance(parts, list) else _cut(parts, section)
             )

@@ -17,6 +17,8 @@ from sdtm_fx.capture.blocks import capture_block
 from sdtm_fx.capture.tracer import Capture
 from sdtm_fx.errors import SiteError
 
+_PRODUCTS = (torch.matmul, torch.bmm, operator.matmul)
+
 
 @dataclass(frozen=True)
 class AttentionGraph:
@@ -82,9 +84,37 @@ def open_attention(call: fx.Node, module: torch.nn.Module, slot: int | str, wher
 
 
 def has_attention(call: fx.Node, module: torch.nn.Module) -> bool:
-    """Whether a module's own forward computes attention."""
+    """Whether a module's own forward computes attention, of tokens to tokens or linear."""
     capture = _capture_call(Signature.of(type(module).forward).bind(call.args, call.kwargs), module)
-    return any(_is_attention(n) for n in capture.graph.nodes)
+    return any(_is_attention(n) for n in capture.graph.nodes) or _is_linear_attention(capture.graph)
+
+
+def _is_linear_attention(graph: fx.Graph) -> bool:
+    """Whether tokens are summed into a matrix by one product of activations and read from it by another.
+
+    Weights of linear layers are no activations. A table of all pairs of tokens, as a product with its square result
+    has it, is attention that some passes could not look into, and does not count.
+    """
+    products = _products(graph)
+    lengths = {n.meta["val"].shape[1] for n in graph.nodes if n.op == "placeholder" and _is_tokens(n)}
+    if any(p.meta["val"].shape[-1] == p.meta["val"].shape[-2] in lengths for p in products):
+        return False
+    return any(carries(late, early) for early in products for late in products if late is not early)
+
+
+def _products(graph: fx.Graph) -> list[fx.Node]:
+    """The products of two values that both depend on what the module is given."""
+    return [
+        n
+        for n in graph.nodes
+        if (n.op == "call_function" and n.target in _PRODUCTS)
+        or (n.op == "call_method" and n.target in ("matmul", "bmm"))
+    ]
+
+
+def _is_tokens(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.ndim == 3
 
 
 def attention_text(call: fx.Node, module: torch.nn.Module) -> str:
@@ -100,23 +130,32 @@ def _capture_call(bound: dict[str, Any], module: torch.nn.Module) -> Capture:
     return capture_block(module, key, leaves, opened=opened, opaque=(dispatch_attention_fn,), mode=mode)
 
 
-def image_span(opened: AttentionGraph, prefix: fx.Node | None) -> tuple[Any, fx.Node]:
-    """Insert nodes for where the image tokens start among the keys, and how many they are.
+def image_span(opened: AttentionGraph, before: fx.Node | None, behind: fx.Node | None) -> tuple[Any, fx.Node]:
+    """Insert nodes for where the image tokens that may be merged start among the keys, and how many they are.
 
-    Text and image are either concatenated inside the module, and then the part that comes from the site's
-    tokens is the image, or they came in as one sequence with `prefix` tokens in front.
+    Text and image may be concatenated inside the module; the part that comes from the site's tokens then holds the
+    image. In what came in as the site's tokens, others may stand `before` it and `behind` it.
 
     Returns:
         (start, length), nodes or integers, placed before the attention operation.
     """
     graph = opened.graph
-    cat = _sequence_cat(opened)
+    start, length = _entry_span(opened)
+    with graph.inserting_before(opened.operation):
+        if before is not None:
+            start = before if start == 0 else graph.call_function(operator.add, (start, before))
+            length = graph.call_function(operator.sub, (length, before))
+        if behind is not None:
+            length = graph.call_function(operator.sub, (length, behind))
+    return start, length
+
+
+def _entry_span(opened: AttentionGraph) -> tuple[Any, fx.Node]:
+    """Insert nodes for where the site's own tokens start among the keys, and how many they are."""
+    graph, cat = opened.graph, _sequence_cat(opened)
     with graph.inserting_before(opened.operation):
         if cat is None:
-            total = graph.call_method("size", (opened.key, opened.sequence))
-            if prefix is None:
-                return 0, total
-            return prefix, graph.call_function(operator.sub, (total, prefix))
+            return 0, graph.call_method("size", (opened.key, opened.sequence))
         start: Any = 0
         axis = _cat_axis(cat)
         for part in cat.args[0]:  # type: ignore[union-attr]
@@ -146,9 +185,9 @@ def _holds_tensors(value: object) -> bool:
     )
 
 
-def has_text(opened: AttentionGraph, start: Any) -> bool:
-    """Whether there are keys beside those of the image tokens; `start` is what `image_span` says."""
-    return _sequence_cat(opened) is not None or isinstance(start, fx.Node)
+def joins_text(opened: AttentionGraph) -> bool:
+    """Whether the module itself puts other keys beside those of the site's tokens."""
+    return _sequence_cat(opened) is not None
 
 
 def _sequence_cat(opened: AttentionGraph) -> fx.Node | None:

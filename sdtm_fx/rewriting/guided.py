@@ -9,6 +9,7 @@ from torch import fx
 
 from sdtm_fx.errors import RewriteError
 from sdtm_fx.recipe.schema import Recipe
+from sdtm_fx.recipe.tokens import LatentGrid
 
 ATTRIBUTE = "do_classifier_free_guidance"
 """By which pipelines of diffusers say, during a call, that a batch stacks two guidance halves."""
@@ -52,10 +53,12 @@ def check_output(recipe: Recipe, model: torch.nn.Module, graph: fx.Graph) -> Non
         return
     returned = next(iter(reversed(graph.nodes))).all_input_nodes
     value = returned[0].meta.get("val") if returned else None
-    if not isinstance(value, torch.Tensor) or value.ndim != 4:
+    layout, ndim = recipe.tokens.grid, 5 if recipe.tokens.has_frames else 4
+    turned = isinstance(layout, LatentGrid) and layout.axes is not None  # channels are somewhere else
+    if not isinstance(value, torch.Tensor) or value.ndim != ndim or turned:
         found = list(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
         raise RewriteError(
             f"recipe {recipe.name!r} reads what guidance changes (method importance), and {type(model).__name__} "
-            f"returns {found}; accepted: a model that returns [batch, channels, height, width] in latent space, or "
-            "another method"
+            f"returns {found}; accepted: a model that returns [batch, channels, {'frames, ' * (ndim == 5)}height, "
+            "width] in latent space, or another method"
         )

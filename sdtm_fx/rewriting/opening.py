@@ -24,7 +24,8 @@ class OpenedSite:
         site: The site.
         attention: Its graph.
         context: Placeholder of the `BlockContext`.
-        prefix: Placeholder of the number of tokens in front of the image.
+        before: Placeholder of the number of tokens in front of the image, in the input of the site.
+        behind: Placeholder of the number of tokens behind it.
         plan: Placeholder of the merge plan over image tokens.
         key: The keys that the operation gets; a pass may have made fewer of them.
         start: Where the image starts among them, a node or an integer.
@@ -38,7 +39,8 @@ class OpenedSite:
     site: Site
     attention: AttentionGraph
     context: fx.Node
-    prefix: fx.Node
+    before: fx.Node
+    behind: fx.Node
     plan: fx.Node
     key: fx.Node
     start: Any
@@ -83,12 +85,18 @@ def open_site(work: BlockWork, site: Site) -> OpenedSite:
         module = work.block.get_submodule(site.local)
         attention = open_attention(site.node, module, site.slot, f"site {site.spec.id!r}")
         graph, operation = attention.graph, attention.operation
-        # The last comes first: (ctx, prefix, plan, ...).
-        plan, prefix, context = (first_placeholder(graph, name) for name in ("plan", "prefix", "ctx"))
-        start, length = image_span(attention, prefix if site.spec.prefix is not None else None)
+        # The last comes first: (ctx, before, behind, plan, ...).
+        names = ("plan", "behind", "before", "ctx")
+        plan, behind, before, context = (first_placeholder(graph, name) for name in names)
+        tokens = work.recipe.tokens
+        stands_before = site.spec.prefix is not None or tokens.protect.first_frames
+        stands_behind = site.spec.suffix is not None or tokens.has_references
+        start, length = image_span(
+            attention, before if stands_before else None, behind if stands_behind else None
+        )
         has_mask = operation.kwargs.get("attn_mask") is not None or len(operation.args) > 3
         work.opened[site.spec.id] = OpenedSite(
-            site, attention, context, prefix, plan, attention.key, start, length, has_mask
+            site, attention, context, before, behind, plan, attention.key, start, length, has_mask
         )
     return work.opened[site.spec.id]
 

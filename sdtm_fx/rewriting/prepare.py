@@ -20,6 +20,7 @@ from sdtm_fx.cost.model import CostModel, MeasuredBlock, sites_of
 from sdtm_fx.cost.profile import DeviceKey, DeviceProfile
 from sdtm_fx.cost.profile_cache import load_profiles
 from sdtm_fx.errors import NothingMatched, PlanError, SiteError
+from sdtm_fx.grids import show_grid
 from sdtm_fx.recipe.match import compile_match
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.recipe.tokens import FixedGrid
@@ -31,7 +32,7 @@ from sdtm_fx.rewriting.spans import Spans, active_span, resolve_spans, uses_span
 from sdtm_fx.rewriting.work import SitePlace
 from sdtm_fx.runtime.binding import BlockBinding
 from sdtm_fx.runtime.call import Variant
-from sdtm_fx.runtime.grid import GridReader
+from sdtm_fx.runtime.grid import GridReader, ImageLayout
 from sdtm_fx.runtime.runtime import Runtime
 from sdtm_fx.runtime.schedules import Schedules
 from sdtm_fx.sites.matching import SiteModule, match_sites
@@ -65,12 +66,18 @@ def prepare(model: torch.nn.Module, recipe: Recipe, example: Mapping[str, Any] |
     spans = resolve_spans(model, recipe, outer.calls, kept, ids, ruled_blocks(recipe, order))
     blocks = _rewrite_blocks(model, recipe, outer, places, spans, order, kept, cache)
     measured_by_size = example is None and not isinstance(recipe.tokens.grid, FixedGrid)
-    grid = size.grid if measured_by_size else GridReader(recipe.tokens.grid).read(example or {})
+    layout = ImageLayout(size.grid) if measured_by_size else GridReader(recipe.tokens).read(example or {})
     # The gate weighs sites on one grid.
     weighed = recipe.gate == "auto" and not layers.levels
     profiles = load_profiles() if weighed else {}
     cost = CostModel(
-        recipe, tuple(blocks.values()), grid, text_length(recipe, outer.arguments), bool(profiles), layers
+        recipe,
+        tuple(blocks.values()),
+        layout.grid,
+        text_length(recipe, outer.arguments),
+        bool(profiles),
+        layers,
+        layout.references,
     )
     for block in cost.blocks if uses_spans(recipe) else ():
         add_spans_alone(recipe, cache, block)
@@ -105,10 +112,10 @@ def _measure(recipe: Recipe, cost: CostModel, block: MeasuredBlock, stage: int) 
         level = cost.layers.levels.get(block.index)
         if level is None:
             raise
-        height, width = cost.layers.grid(block.index, cost.grid)
+        own = show_grid(cost.layers.grid(block.index, cost.grid))
         raise SiteError(
-            f"{block.path} does not run on a grid of {height}x{width} tokens where the recipe's is "
-            f"{cost.grid[0]}x{cost.grid[1]} (downsample {level}): {error}"
+            f"{block.path} does not run on a grid of {own} tokens where the recipe's is "
+            f"{show_grid(cost.grid)} (downsample {level}): {error}"
         ) from error
     except RuntimeError as error:
         if place is None:

@@ -7,6 +7,7 @@ import re
 import torch
 
 from sdtm_fx.errors import PlanError
+from sdtm_fx.grids import tokens_on
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.runtime.call import Call
 from sdtm_fx.runtime.runtime import Runtime
@@ -40,7 +41,7 @@ def blame_span(
     inside = [name for name in spans if name in runtime.spans or compiled]
     if not inside or not re.search(r"\bsize|\bshape", str(error)):
         return
-    tokens = call.grid[0] * call.grid[1]
+    tokens = tokens_on(call.grid)
     raise PlanError(
         f"span {inside[0]!r} keeps {tokens - call.phase.remove} of {tokens} image tokens between its blocks, and "
         f"{type(model).__name__} needs all of them there: it adds something of full length (ControlNet residuals "

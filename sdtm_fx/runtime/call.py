@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from sdtm_fx.base_plan import Plan
-from sdtm_fx.layer_rates import coarser
+from sdtm_fx.grids import TokenGrid, coarser, tokens_on
 from sdtm_fx.methods.base import Method
 from sdtm_fx.phase import Phase
 from sdtm_fx.reductions import Reduce
@@ -44,7 +44,7 @@ class Call:
         variant: The graphs to run; None when this step changes nothing at all.
         phase: The phase of the schedule.
         method: The stage's method, None on dense steps.
-        grid: (height, width) in tokens.
+        grid: (height, width) of the tokens that may be merged, behind their frames where there are some.
         halves: CFG halves in the batch that share one plan (1: every sample has its own).
         share_batch: One plan for the whole batch.
         every_layers: Blocks per plan group.
@@ -65,12 +65,14 @@ class Call:
         gated: Variants of the blocks in which the cost gate leaves sites out, by module path.
         gated_stores: What these blocks run where they have no features yet, by module path.
         inside: What sites inside of spans merge, None where they merge nothing.
+        protected_frames: Frames in front of the grid that are never merged.
+        references: Tokens of reference images, which follow those of the image and are never merged.
     """
 
     variant: Variant | None
     phase: Phase
     method: Method | None
-    grid: tuple[int, int]
+    grid: TokenGrid
     halves: int
     share_batch: bool
     every_layers: int
@@ -91,6 +93,8 @@ class Call:
     gated: Mapping[str, Variant] = field(default_factory=dict)
     gated_stores: Mapping[str, Variant] = field(default_factory=dict)
     inside: Inside | None = None
+    protected_frames: int = 0
+    references: int = 0
 
     @property
     def dates_tokens(self) -> bool:
@@ -109,7 +113,7 @@ class Call:
         )
         return next(own, self.phase.remove)
 
-    def grid_in(self, group: int) -> tuple[int, int]:
+    def grid_in(self, group: int) -> TokenGrid:
         """(height, width) in tokens of the blocks of a plan group; it is seen to that they agree."""
         return coarser(self.grid, self.levels.get(group * self.every_layers, 1))
 
@@ -119,14 +123,28 @@ class OpenSpan:
     """A span that was entered and not left yet.
 
     Attributes:
-        plan: Its plan.
+        plan: Its plan, over the image tokens that may be merged.
         stream: [B, N, D], the image tokens where it began; None where nothing of them is added again.
         entry: The block in which it began.
+        before: Protected image tokens in front of those that may be merged.
+        behind: Tokens of references, which follow them.
     """
 
     plan: Plan
     stream: torch.Tensor | None
     entry: int = 0
+    before: int = 0
+    behind: int = 0
+
+    @property
+    def placed(self) -> Plan:
+        """The plan over the whole image stream."""
+        return self.plan.placed(self.before, self.behind) if self.before or self.behind else self.plan
+
+    @property
+    def kept(self) -> int:
+        """Tokens of the image stream inside of the span."""
+        return self.before + self.plan.kept + self.behind
 
 
 @dataclass(frozen=True)
@@ -153,9 +171,19 @@ class BlockContext:
         return self.block // self.call.every_layers
 
     @property
-    def grid(self) -> tuple[int, int]:
+    def grid(self) -> TokenGrid:
         """(height, width) in tokens of the block."""
         return coarser(self.call.grid, self.call.levels.get(self.block, 1))
+
+    @property
+    def before(self) -> int:
+        """Protected image tokens in front of those that may be merged."""
+        return self.call.protected_frames * tokens_on(self.grid[-2:])
+
+    @property
+    def behind(self) -> int:
+        """Tokens of references behind those that may be merged."""
+        return self.call.references
 
     @property
     def remove(self) -> int:

@@ -8,18 +8,20 @@ import torch
 from torch.nn import functional
 
 from sdtm_fx.errors import PlanError
+from sdtm_fx.grids import TokenGrid
 from sdtm_fx.runtime.state import BranchState
 
 
-def guidance_change(output: Any, grid: tuple[int, int]) -> torch.Tensor:
+def guidance_change(output: Any, grid: TokenGrid, protected_frames: int = 0) -> torch.Tensor:
     """Return the channel mean of ``|eps_text - eps_uncond|``, averaged over the latent pixels of each token.
 
     The map of the two halves is one, so both get it.
 
     Args:
-        output: What the model returned for a batch of two stacked guidance halves: a tensor [2b, C, H, W], or a
-            tuple or output class that holds it first.
-        grid: Height and width in tokens.
+        output: What the model returned for a batch of two stacked guidance halves: a tensor [2b, C, H, W], with frames
+            [2b, C, F, H, W], or a tuple or output class that holds it first.
+        grid: Height and width of the tokens that may be merged, behind their frames where there are some.
+        protected_frames: Frames in front of them.
 
     Returns:
         [2b, N] float32.
@@ -28,22 +30,28 @@ def guidance_change(output: Any, grid: tuple[int, int]) -> torch.Tensor:
         PlanError: The output is no such tensor.
     """
     first = output if isinstance(output, torch.Tensor) else next(iter(_values(output)), None)
-    if not isinstance(first, torch.Tensor) or first.ndim != 4 or first.shape[0] % 2:
+    if not isinstance(first, torch.Tensor) or first.ndim != len(grid) + 2 or first.shape[0] % 2:
         found = tuple(first.shape) if isinstance(first, torch.Tensor) else type(first).__name__
         raise PlanError(
-            f"importance: the model returned {found}; accepted [2 * batch, channels, height, width], the "
-            "prediction for both guidance halves in latent space"
+            f"importance: the model returned {found}; accepted [2 * batch, channels, "
+            f"{'frames, ' if len(grid) == 3 else ''}height, width], the prediction for both guidance halves in latent "
+            "space"
         )
     negative, positive = first.detach().float().chunk(2)
     change = (positive - negative).abs().mean(dim=1, keepdim=True)
+    if len(grid) == 3:
+        whole = (grid[0] + protected_frames, *grid[1:])
+        change = functional.adaptive_avg_pool3d(change, whole)[:, :, protected_frames:]
+        return change.flatten(1).repeat(2, 1)
     return functional.adaptive_avg_pool2d(change, grid).flatten(1).repeat(2, 1)
 
 
-def pooled(scores: torch.Tensor, grid: tuple[int, int], own: tuple[int, int]) -> torch.Tensor:
+def pooled(scores: torch.Tensor, grid: TokenGrid, own: TokenGrid) -> torch.Tensor:
     """Return scores of the tokens of a grid, [B, N], averaged over the tokens of another: [B, M]."""
     if own == grid:
         return scores
-    return functional.adaptive_avg_pool2d(scores.unflatten(1, grid)[:, None], own).flatten(1)
+    maps = scores.unflatten(1, (-1, *grid[-2:]))  # frame by frame
+    return functional.adaptive_avg_pool2d(maps, own[-2:]).flatten(1)
 
 
 def check_importance(state: BranchState, stacked: int, *, rehearses: bool) -> None:

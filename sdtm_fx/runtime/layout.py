@@ -12,6 +12,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sdtm_fx.base_plan import Plan
+from sdtm_fx.grids import TokenGrid, tokens_on
 from sdtm_fx.methods.base import Method
 from sdtm_fx.runtime.call import Call
 
@@ -30,8 +31,8 @@ def lay_out_ages(call: Call, groups: Sequence[int], batch: int, device: torch.de
     with torch.inference_mode(False):
         for key in (0,) if call.one_age_counter else groups:
             if key not in call.state.ages:
-                height, width = call.grid if call.one_age_counter else call.grid_in(key)
-                shape = (_rows(call, batch), height * width)
+                tokens = tokens_on(call.grid if call.one_age_counter else call.grid_in(key))
+                shape = (_rows(call, batch), tokens)
                 call.state.ages[key] = torch.zeros(shape, dtype=torch.int32, device=device)
 
 
@@ -60,7 +61,7 @@ def _rows(call: Call, batch: int) -> int:
     return 1 if call.share_batch else batch // call.halves
 
 
-def _plan_of(method: Method, grid: tuple[int, int], rows: int, remove: int) -> Plan:
+def _plan_of(method: Method, grid: TokenGrid, rows: int, remove: int) -> Plan:
     """A plan on fake tensors: what its sizes are."""
     with FakeTensorMode():
         return method.plan(method.blank_view(rows, grid, 8), remove)

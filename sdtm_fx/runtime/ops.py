@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from sdtm_fx.attention_score.heads import AttentionHeads
 from sdtm_fx.base_plan import Plan
 from sdtm_fx.errors import PlanError
+from sdtm_fx.grids import show_grid, tokens_on
 from sdtm_fx.hashing import combine
 from sdtm_fx.methods.base import TokenView
 from sdtm_fx.runtime.call import BlockContext
@@ -83,20 +84,17 @@ def _age_key(ctx: BlockContext) -> int:
     return 0 if ctx.call.one_age_counter else ctx.group
 
 
-def measure_tokens(
-    ctx: BlockContext, tokens: torch.Tensor, prefix: int, metric: torch.Tensor | None = None
-) -> torch.Tensor:
+def measure_tokens(ctx: BlockContext, tokens: torch.Tensor, metric: torch.Tensor) -> torch.Tensor:
     """On a dense step of SDTM*, count what could be merged, and hand the tokens on unchanged.
 
     Args:
         ctx: The block in the current call.
-        tokens: What reaches the site, [B, T + N, D].
-        prefix: T, tokens in front of the image.
-        metric: What image tokens are compared by, [B, N, D], where that is not `tokens`.
+        tokens: What reaches the site, [B, L, D].
+        metric: What image tokens are compared by, [B, N, D].
     """
     call = ctx.call
     if ctx.group not in ctx.planned:
-        view = _view(ctx, tokens[:, prefix:] if metric is None else metric, None, None)
+        view = _view(ctx, metric, None, None)
         above = call.method.count_above(view, call.threshold)  # type: ignore[union-attr, arg-type]
         call.state.above[ctx.group] = ctx.planned[ctx.group] = above.amin()
     return tokens
@@ -109,11 +107,11 @@ def _view(
     heads: AttentionHeads | None,
 ) -> TokenView:
     call = ctx.call
-    height, width = grid = ctx.grid
-    if metric.shape[1] != height * width:
+    grid, tokens = ctx.grid, tokens_on(ctx.grid)
+    if metric.shape[1] != tokens:
         raise PlanError(
-            f"block {ctx.block} has {metric.shape[1]} image tokens, the grid is {height}x{width} = {height * width}; "
-            "check `tokens.grid`, and the sites' `prefix` and `downsample`, in the recipe"
+            f"block {ctx.block} has {metric.shape[1]} image tokens, the grid is {show_grid(grid)} = {tokens}; "
+            "check `tokens.grid`, and the sites' `prefix`, `suffix` and `downsample`, in the recipe"
         )
     metric = shared(metric, call.share_batch, call.halves)
     if attention is not None:
@@ -157,14 +155,46 @@ def shared(values: torch.Tensor, whole_batch: bool, halves: int) -> torch.Tensor
     return values.unflatten(0, (halves, -1)).mean(0)
 
 
-def after_prefix(plan: Plan, length: int) -> Plan:
-    """The plan of a sequence that starts with `length` tokens which stay as they are."""
-    return plan.after_prefix(length)
+def before_image(ctx: BlockContext, prefix: int) -> int:
+    """How many tokens stand in front of those that may be merged: text, and protected frames."""
+    return prefix + ctx.before
 
 
-def image_tokens(tokens: torch.Tensor, prefix: int) -> torch.Tensor:
-    """[B, T + N, D] to [B, N, D]: the sequence without the `prefix` tokens in front of the image."""
-    return tokens[:, prefix:]
+def behind_image(ctx: BlockContext, suffix: int) -> int:
+    """How many tokens follow those that may be merged: of reference images, and text."""
+    return ctx.behind + suffix
+
+
+def remaining(ctx: BlockContext, tokens: torch.Tensor, known: int, span: str | None = None) -> int:
+    """How many tokens stand on the other side of the image, from the length of the sequence.
+
+    Args:
+        ctx: The block in the current call.
+        tokens: The sequence, [B, L, D].
+        known: Tokens on the side that is known.
+        span: Id of the span whose slots the image tokens are, where the block runs on such.
+
+    Raises:
+        PlanError: The sequence is too short for its image tokens.
+    """
+    image = tokens_on(ctx.grid) if span is None else ctx.spans[span].plan.kept
+    left = tokens.shape[1] - image - known
+    if left < 0:
+        raise PlanError(
+            f"block {ctx.block} runs on {tokens.shape[1]} tokens; {image} image tokens of the grid "
+            f"{show_grid(ctx.grid)} beside {known} others need {image + known} (check `tokens.grid` in the recipe)"
+        )
+    return left
+
+
+def place_plan(plan: Plan, before: int, behind: int) -> Plan:
+    """The plan of a sequence in which tokens stand in front of and behind its own that stay as they are."""
+    return plan.placed(before, behind)
+
+
+def image_tokens(tokens: torch.Tensor, before: int, behind: int) -> torch.Tensor:
+    """[B, L, D] to [B, N, D]: the sequence without what stands in front of the image and behind it."""
+    return tokens[:, before : tokens.shape[1] - behind]
 
 
 def merge_tokens(plan: Plan, tokens: torch.Tensor) -> torch.Tensor:
@@ -236,8 +266,11 @@ def blend_forecast(ctx: BlockContext, plan: Plan, tokens: torch.Tensor, site: st
 
 
 def prompt_mask(ctx: BlockContext, tokens: torch.Tensor, start: int, image: int, length: int) -> torch.Tensor:
-    """Additive attention mask [1, 1, 1, length]: the prompt's log-weight on every key that is no image token."""
+    """Additive attention mask [1, 1, 1, length]: the prompt's log-weight on every key that is text.
+
+    Image tokens that are protected, and those of references, are none; they stand around the others.
+    """
     position = torch.arange(length, device=tokens.device)
-    is_text = (position < start) | (position >= start + image)
+    is_text = (position < start - ctx.before) | (position >= start + image + ctx.behind)
     assert ctx.call.prompt_bias is not None, "this graph is only made for recipes with a prompt weight"
     return (is_text * ctx.call.prompt_bias).to(tokens.dtype).reshape(1, 1, 1, length)

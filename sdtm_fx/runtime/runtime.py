@@ -15,6 +15,7 @@ from sdtm_fx.clock import Clock, Moment
 from sdtm_fx.clock_sources import ManualSteps
 from sdtm_fx.cost.decision import GateDecision
 from sdtm_fx.errors import PlanError
+from sdtm_fx.grids import TokenGrid, tokens_on
 from sdtm_fx.layer_rates import LayerRates
 from sdtm_fx.phase import Phase, Schedule
 from sdtm_fx.recipe.ratio import ThresholdRatio
@@ -86,7 +87,7 @@ class Runtime:
     watchers: list[Watcher] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.grid = GridReader(self.recipe.tokens.grid)
+        self.grid = GridReader(self.recipe.tokens)
         self.device: torch.device | None = None
         self._reads_importance = self.recipe.wants("importance")
         self._hands_importance_on = False
@@ -98,19 +99,22 @@ class Runtime:
         self.last: CallSize | None = None
         self.moment: Moment | None = None
 
-    def schedule(self, steps: int, grid: tuple[int, int], text: int, batch: int = 1) -> Schedule:
+    def schedule(
+        self, steps: int, grid: TokenGrid, text: int, batch: int = 1, references: int = 0
+    ) -> Schedule:
         """The schedule of a generation.
 
         Args:
             steps: Denoising steps.
-            grid: (height, width) in tokens.
+            grid: Sides of the grid of the tokens that may be merged.
             text: Text tokens.
             batch: Samples per call; the cost gate asks for it.
+            references: Tokens of reference images.
 
         Raises:
             ScheduleError: The recipe cannot be scheduled for this number of steps and this grid.
         """
-        size = CallSize(steps, grid, batch, text)
+        size = CallSize(steps, grid, batch, text, references)
         decision = self.gate(size)
         return self.schedules.asked(size) if decision is None else decision.schedule
 
@@ -134,18 +138,19 @@ class Runtime:
         arguments = self.signature.bind(args, kwargs)
         timestep = next((arguments[n] for n in _TIMESTEPS if arguments.get(n) is not None), None)
         moment = self.clock.moment(timestep)
-        grid = self.grid.read(arguments)
+        layout = self.grid.read(arguments)
         tensor = next(v for v in arguments.values() if isinstance(v, torch.Tensor))
         batch = tensor.shape[0]
         self.device = tensor.device
         starts = self._note_time(moment)
         stacked = self._stacked(batch)
         halves = stacked if "cfg" in self.recipe.plan.share else 1
-        branch = (0 if self.rehearses else self.context_name or self._calls_in_evaluation, batch, grid)
+        branch = (0 if self.rehearses else self.context_name or self._calls_in_evaluation, batch, layout)
         self._calls_in_evaluation += 1
         state = self.state.branch(branch)
         self.moment = moment
-        self.last = CallSize(moment.count, grid, batch, text_length(self.recipe, arguments))
+        text = text_length(self.recipe, arguments)
+        self.last = CallSize(moment.count, layout.grid, batch, text, layout.references)
         self.call = self._make_call(moment, self.last, branch, state, halves, tensor.device)
         self._hands_importance_on = self._reads_importance and stacked == 2
         if "importance" in _wanted(self.call):
@@ -184,7 +189,7 @@ class Runtime:
         call, self.call = self.call, None
         self.planned, self.spans = {}, {}
         if call is not None and output is not None and self._hands_importance_on:
-            call.state.set_importance(guidance_change(output, call.grid))
+            call.state.set_importance(guidance_change(output, call.grid, call.protected_frames))
 
     def close(self) -> None:
         """Forget the plans of a call whose forward is done.
@@ -263,14 +268,16 @@ class Runtime:
             gated_stores={}
             if decision is None or served is None
             else decision.variants(dense_variant(recipe, served), 0),
+            protected_frames=recipe.tokens.protect.first_frames,
+            references=size.references,
         )
         if stage is not None and phase.stage is not None:
-            tokens = size.grid[0] * size.grid[1]
+            tokens = tokens_on(size.grid)
             removes = self.layers.removes(phase.remove, stage.method, size.grid)
             inside = inside_of(stage, tokens - phase.remove, recipe.plan.round_to)
             call = replace(call, removes=removes, inside=inside)
         if self._reads_importance and (self.static or self.rehearses):
-            state.lay_out_importance(size.batch, size.grid[0] * size.grid[1], device)
+            state.lay_out_importance(size.batch, tokens_on(size.grid), device)
         if self.static:
             state.static = True
             lay_out_ages(call, self.groups, size.batch, device)

@@ -11,6 +11,7 @@ from sdtm_fx.cost.decision import GateDecision, GateSize
 from sdtm_fx.cost.gating import decide
 from sdtm_fx.cost.model import CostModel
 from sdtm_fx.cost.profile import DeviceKey, DeviceProfile
+from sdtm_fx.grids import TokenGrid
 from sdtm_fx.phase import Schedule
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.runtime.inside import inside_of
@@ -24,15 +25,17 @@ class CallSize:
 
     Attributes:
         steps: Denoising steps of the generation.
-        grid: (height, width) in tokens.
+        grid: (height, width) of the tokens that may be merged, behind their frames where there are some.
         batch: Samples, CFG halves counted.
         text: Text tokens.
+        references: Tokens of reference images.
     """
 
     steps: int
-    grid: tuple[int, int]
+    grid: TokenGrid
     batch: int
     text: int
+    references: int = 0
 
 
 @dataclass
@@ -50,7 +53,7 @@ class Schedules:
     cost: CostModel
     refreshes: Suffices
     profiles: Mapping[DeviceKey, DeviceProfile]
-    _asked: dict[tuple[int, tuple[int, int], int], Schedule] = field(default_factory=dict, repr=False)
+    _asked: dict[tuple[int, TokenGrid, int, int], Schedule] = field(default_factory=dict, repr=False)
     _decided: dict[tuple[CallSize, DeviceKey], GateDecision] = field(default_factory=dict, repr=False)
 
     def asked(self, size: CallSize) -> Schedule:
@@ -59,9 +62,9 @@ class Schedules:
         Raises:
             ScheduleError: The recipe cannot be scheduled for this number of steps and this grid.
         """
-        key = (size.steps, size.grid, size.text)
+        key = (size.steps, size.grid, size.text, size.references)
         if key not in self._asked:
-            cost = self.cost.step_cost(size.grid, size.text)
+            cost = self.cost.step_cost(size.grid, size.text, size.references)
             schedule = build_schedule(self.recipe, steps=size.steps, grid=size.grid, cost=cost)
             self._check_inside(schedule)
             if self.recipe.reuse is not None:
@@ -91,7 +94,7 @@ class Schedules:
         if profile is None:
             return None
         if (size, key) not in self._decided:
-            gated = GateSize(size.grid, size.text, size.batch, getattr(torch, key.dtype))
+            gated = GateSize(size.grid, size.text, size.batch, getattr(torch, key.dtype), size.references)
             self._decided[size, key] = decide(self.cost, self.asked(size), gated, profile, self.refreshes)
         return self._decided[size, key]
 

@@ -17,13 +17,14 @@ def enter_span(
 
     Args:
         ctx: The block in the current call.
-        plan: The plan of the span.
+        plan: The plan of the span, over the image tokens that may be merged.
         tokens: The stream of image tokens.
         name: Id of the span.
         keeps_stream: Whether the stream is wanted again at the end.
     """
-    ctx.spans[name] = OpenSpan(plan, tokens if keeps_stream else None, ctx.block)
-    return plan.merge(tokens)
+    span = OpenSpan(plan, tokens if keeps_stream else None, ctx.block, ctx.before, ctx.behind)
+    ctx.spans[name] = span
+    return span.placed.merge(tokens)
 
 
 def inside_span(ctx: BlockContext, tokens: torch.Tensor, name: str) -> torch.Tensor:
@@ -32,7 +33,7 @@ def inside_span(ctx: BlockContext, tokens: torch.Tensor, name: str) -> torch.Ten
     Raises:
         PlanError: The span was not entered in this call, or the tokens are others.
     """
-    kept = opened_span(ctx, name).plan.kept
+    kept = opened_span(ctx, name).kept
     if tokens.shape[1] != kept:
         raise PlanError(
             f"block {ctx.block} is inside span {name!r} and got {tokens.shape[1]} image tokens instead of {kept}"
@@ -51,19 +52,21 @@ def leave_span(ctx: BlockContext, tokens: torch.Tensor, name: str) -> torch.Tens
     span = opened_span(ctx, name)
     del ctx.spans[name]
     if span.stream is None:
-        return span.plan.unmerge(tokens)
+        return span.placed.unmerge(tokens)
     # Merged once more rather than kept since: blocks may work on their tokens in place.
-    return span.stream + span.plan.unmerge(tokens - span.plan.merge(span.stream))
+    placed = span.placed
+    return span.stream + placed.unmerge(tokens - placed.merge(span.stream))
 
 
-def span_rotary(ctx: BlockContext, table: torch.Tensor, name: str) -> torch.Tensor:
+def span_rotary(ctx: BlockContext, table: torch.Tensor, name: str, axis: int = 0) -> torch.Tensor:
     """[T + N, D] to [T + M, D]: the rows of a position table that belong to the merged tokens of a span."""
-    return gather_rotary(opened_span(ctx, name).plan, table)
+    span = opened_span(ctx, name)
+    return gather_rotary(span.plan, table, span.before, span.behind, axis)
 
 
-def cut_span_rotary(ctx: BlockContext, table: torch.Tensor, name: str) -> torch.Tensor:
+def cut_span_rotary(ctx: BlockContext, table: torch.Tensor, name: str, axis: int = 0) -> torch.Tensor:
     """The same, but the leading rows, whatever tokens the slots hold (``passes.gather_rotary: false``)."""
-    return cut_rotary(opened_span(ctx, name).plan, table)
+    return cut_rotary(opened_span(ctx, name).plan, table, axis=axis)
 
 
 def opened_span(ctx: BlockContext, name: str) -> OpenSpan:

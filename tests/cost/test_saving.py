@@ -31,6 +31,10 @@ FAMILIES = MODELS | {
     "sd3-medium, keys": MODELS["sd3-medium"],
     "sd3.5-medium, keys": MODELS["sd3.5-medium"],
     "flux.1-dev, keys": MODELS["flux.1-dev-attention"],
+    "auraflow": ("auraflow", ZOO["auraflow"].build),
+    "auraflow, keys": ("auraflow", ZOO["auraflow"].build),
+    "sana": ("sana", ZOO["sana"].build),
+    "pixart-sigma": ("pixart", ZOO["pixart"].build),
 }
 KEYS: dict[str, Any] = {"sites.attn.merge": "keys", "stages.structure.method": {"name": "todo"}}
 FLUX_KEYS = {
@@ -114,6 +118,11 @@ CASES = [
     ("sd3.5-medium, keys", "transformer_blocks.0", 0),  # and its second attention on merged tokens
     ("flux.1-dev, keys", "transformer_blocks.0", 0),
     ("flux.1-dev, keys", "single_transformer_blocks.0", 0),
+    ("auraflow", "joint_transformer_blocks.0", 0),  # registers stand beside the text
+    ("auraflow", "single_transformer_blocks.0", 0),
+    ("auraflow, keys", "joint_transformer_blocks.0", 0),
+    ("sana", "transformer_blocks.0", 0),  # linear attention
+    ("pixart-sigma", "transformer_blocks.0", 0),
 ]
 
 

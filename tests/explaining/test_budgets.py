@@ -74,9 +74,11 @@ def test_a_recipe_without_a_row_is_an_error_with_the_nearest() -> None:
     ("recipe", "shape"),
     [
         ("sd3-medium", "sd3-medium"),
-        ("sd3.5-large-turbo", "sd3.5-large"),
+        ("sd3.5-large-turbo", "sd3.5-large-turbo"),
+        ("sd3.5-large-forecast", "sd3.5-large"),
         ("paper/flux.1-dev", "flux.1-dev"),
-        ("flux.1-schnell", "flux.1-dev"),
+        ("flux.1-schnell", "flux.1-schnell"),
+        ("flux.1-krea", "flux.1-dev"),
         ("baselines/at-edm-sdxl", "sdxl"),
         ("baselines/tome-toy-flux", "toy-flux"),
         ("toy-sd3", "toy-sd3"),

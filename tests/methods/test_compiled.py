@@ -79,7 +79,7 @@ def site(method: Method) -> Callable[[Tensor, Tensor, Tensor, Tensor], Outputs]:
         queries = x.unflatten(2, (2, 4)).transpose(1, 2)
         heads = AttentionHeads(queries, queries.flip(2), queries[:, :, :3])
         plan = method.plan(TokenView(x, GRID, ages, attention, salt, attention.square(), heads), REMOVE)
-        behind = plan.after_prefix(2)
+        behind = plan.placed(2)
         long = torch.cat([x[:, :2], x], dim=1)
         return plan.unmerge(plan.merge(x)), behind.unmerge(behind.merge(long)), plan.next_ages(ages)
 

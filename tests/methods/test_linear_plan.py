@@ -113,7 +113,7 @@ def test_a_destination_is_a_mixture_too() -> None:
 def test_a_prefix_stays_as_it_is(method: ToMA, length: int) -> None:
     plan = plan_of(method)
     image, text = noise(2, TOKENS, 3), noise(2, length, 3, seed=1)
-    behind = plan.after_prefix(length)
+    behind = plan.placed(length)
     merged = behind.merge(torch.cat([text, image], dim=1))
     assert (behind.kept, behind.tokens, behind.removed) == (plan.kept + length, TOKENS + length, plan.removed)
     assert torch.equal(merged[:, :length], text)
@@ -243,7 +243,7 @@ def test_a_prepared_plan_computes_the_same_bit_for_bit(method: ToMA, dtype: torc
         x, y = noise(2, TOKENS, 5).to(kind), noise(2, plan.kept, 5, seed=1).to(kind)
         assert torch.equal(ready.merge(x), plan.merge(x))
         assert torch.equal(ready.unmerge(y), plan.unmerge(y))
-        behind, lead = ready.after_prefix(3), x[:, :3]
+        behind, lead = ready.placed(3), x[:, :3]
         assert torch.equal(behind.merge(torch.cat([lead, x], 1)), torch.cat([lead, plan.merge(x)], 1))
     assert [t.data_ptr() for t in ready.tensors()] == [t.data_ptr() for t in plan.tensors()]
 

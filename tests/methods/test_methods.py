@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sdtm_fx.attention_score import AttentionHeads
 from sdtm_fx.base_plan import Plan
+from sdtm_fx.grids import TokenGrid, tokens_on
 from sdtm_fx.methods import (
     FIDM,
     IDM,
@@ -86,7 +87,10 @@ GRIDS = st.one_of(
     st.tuples(st.integers(1, 9), st.integers(1, 9)),
     st.tuples(st.just(1), st.integers(1, 40)),
     st.sampled_from([(33, 47), (8, 8), (16, 8)]),
+    st.tuples(st.integers(1, 5), st.integers(1, 6), st.integers(1, 6)),
+    st.sampled_from([(3, 5, 7), (5, 4, 10), (2, 8, 6)]),
 )
+"""Sides of images, and of videos: frames first, odd ones among them."""
 
 
 def make_heads(draw: torch.Generator, tokens: int, batch: int) -> AttentionHeads:
@@ -94,11 +98,9 @@ def make_heads(draw: torch.Generator, tokens: int, batch: int) -> AttentionHeads
     return AttentionHeads(query, key, text)
 
 
-def make_view(
-    seed: int, grid: tuple[int, int], batch: int = 2, dtype: torch.dtype = torch.float32
-) -> TokenView:
+def make_view(seed: int, grid: TokenGrid, batch: int = 2, dtype: torch.dtype = torch.float32) -> TokenView:
     draw = torch.Generator().manual_seed(seed)
-    tokens = grid[0] * grid[1]
+    tokens = tokens_on(grid)
     return TokenView(
         metric=torch.randn(batch, tokens, 8, generator=draw).to(dtype),
         grid=grid,
@@ -118,7 +120,7 @@ def same_slots(plan: Plan, other: Plan) -> bool:
     return all(torch.equal(a, b) for a, b in zip(plan.tensors(), other.tensors(), strict=True))
 
 
-def half_of(method: Method, grid: tuple[int, int]) -> int:
+def half_of(method: Method, grid: TokenGrid) -> int:
     """About half of what the method can remove."""
     return method.capacity(grid) // 2 // method.quantum() * method.quantum()
 
@@ -131,9 +133,9 @@ def test_no_registered_method_is_left_out() -> None:
 @settings(max_examples=12, deadline=None)
 @given(grid=GRIDS, seed=st.integers(0, 99), part=st.floats(0, 1))
 def test_the_count_is_exact_and_the_slots_are_whole(
-    method: Method, grid: tuple[int, int], seed: int, part: float
+    method: Method, grid: TokenGrid, seed: int, part: float
 ) -> None:
-    tokens, most, step = grid[0] * grid[1], method.capacity(grid), method.quantum()
+    tokens, most, step = tokens_on(grid), method.capacity(grid), method.quantum()
     assert 0 <= most < tokens
     remove = int(part * most) // step * step
     view = make_view(seed, grid)
@@ -157,9 +159,9 @@ def test_the_count_is_exact_and_the_slots_are_whole(
 @settings(max_examples=12, deadline=None)
 @given(grid=GRIDS, seed=st.integers(0, 99), part=st.floats(0, 1))
 def test_every_plan_keeps_its_count_and_constants(
-    method: Method, grid: tuple[int, int], seed: int, part: float
+    method: Method, grid: TokenGrid, seed: int, part: float
 ) -> None:
-    tokens, most, step = grid[0] * grid[1], method.capacity(grid), method.quantum()
+    tokens, most, step = tokens_on(grid), method.capacity(grid), method.quantum()
     remove = int(part * most) // step * step
     plan = method.plan(make_view(seed, grid), remove)
     assert (plan.tokens, plan.kept) == (tokens, tokens - remove)

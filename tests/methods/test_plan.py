@@ -93,7 +93,7 @@ def test_a_prefix_stays_as_it_is(seed: int, length: int, grouped: bool) -> None:
         random_groups(seed, 2, 4, 3, 4) if grouped else plan_from_parents(random_parents(seed, 2, 16, 7), 7)
     )
     image, text = torch.randn(2, plan.tokens, 3), torch.randn(2, length, 3)
-    behind = plan.after_prefix(length)
+    behind = plan.placed(length)
     merged = behind.merge(torch.cat([text, image], dim=1))
     assert behind.kept == plan.kept + length
     assert torch.equal(merged[:, :length], text)

@@ -98,12 +98,12 @@ def test_tokens_that_cancel_out_become_zero_where_a_mean_is_taken(reduce: Reduce
 def test_the_reduction_goes_where_the_plan_goes() -> None:
     x = torch.randn(1, 48, 3)
     plan = ToFu().plan(TokenView(x, (6, 8)), 20)
-    assert plan.reduce == plan.after_prefix(4).reduce == plan.repeat(2).reduce == "mlerp"
+    assert plan.reduce == plan.placed(4).reduce == plan.repeat(2).reduce == "mlerp"
     assert plan.with_tensors(plan.tensors()).reduce == "mlerp"
     assert plan.reduced_by(None) is plan
     assert plan.reduced_by("prune").reduce == "prune"
     long = torch.cat([torch.ones(1, 4, 3), x], dim=1)
-    assert torch.equal(plan.after_prefix(4).merge(long)[:, :4], long[:, :4]), "text stays as it is"
+    assert torch.equal(plan.placed(4).merge(long)[:, :4], long[:, :4]), "text stays as it is"
 
 
 @pytest.mark.parametrize("reduce", REDUCES)

@@ -98,7 +98,7 @@ def test_sizes_go_where_the_plan_goes() -> None:
     assert plan.members.tolist() == [[2, 1], [1, 2]]
     assert plan.repeat(2).sizes.tolist() == [[5, 1], [1, 5]] * 2
     assert plan.with_tensors(t + 0 for t in plan.tensors()).sizes.tolist() == plan.sizes.tolist()
-    behind = plan.after_prefix(2)
+    behind = plan.placed(2)
     assert behind.sizes.tolist() == [[1, 1, 5, 1], [1, 1, 1, 5]]
     x = torch.randn(2, 5, 4)
     torch.testing.assert_close(behind.merge(x)[:, 2:], plan.merge(x[:, 2:]))

@@ -76,7 +76,7 @@ def test_slots_hold_one_token_or_the_mean() -> None:
     pooled = torch.nn.functional.avg_pool2d(x.mT.reshape(2, 3, 6, 8), 2).flatten(2).mT
     torch.testing.assert_close(plan.reduced_by("mean").merge(x), pooled)
     assert plan.reduced_by(None) is plan
-    assert plan.after_prefix(3).reduce == plan.repeat(2).reduce == "prune"
+    assert plan.placed(3).reduce == plan.repeat(2).reduce == "prune"
 
 
 def test_a_factor_of_one_reduces_nothing() -> None:

@@ -137,7 +137,7 @@ def test_kept_tokens_are_computed_alone_and_no_other_is(data: st.DataObject) -> 
         for _ in range(data.draw(st.integers(1, 3)))
     ]
     plan = plan_of_kept(torch.tensor(rows), tokens)
-    for made, prefix in ((plan, 0), (plan.after_prefix(4), 4)):
+    for made, prefix in ((plan, 0), (plan.placed(4), 4)):
         assert isinstance(made, KeptPlan)
         x = torch.randn(len(rows), prefix + tokens, 3)
         for row, kept in enumerate(rows):

@@ -53,7 +53,7 @@ def test_a_slot_takes_the_position_of_its_representative() -> None:
     worked = work_on(block, (X, T, C, tables()), r, passes=SITES)
     planned: dict[int, Any] = {}
     out = worked.run(X, T, C, tables(), call=Calls(r).make(remove=9), planned=planned)
-    plan = planned[0].after_prefix(T.shape[1])
+    plan = planned[0].placed(T.shape[1])
     rows = tuple(t[plan.positions[0]] for t in tables())
     with torch.no_grad():
         stream = torch.cat([T, X], dim=1)
@@ -68,7 +68,7 @@ def test_tables_can_be_cut_for_comparison() -> None:
     assert (worked.count(rotary_ops.cut_rotary), worked.count(rotary_ops.gather_rotary)) == (2, 0)
     planned: dict[int, Any] = {}
     out = worked.run(X, T, C, tables(), call=Calls(r).make(remove=9), planned=planned)
-    plan = planned[0].after_prefix(T.shape[1])
+    plan = planned[0].placed(T.shape[1])
     rows = tuple(t[: plan.kept] for t in tables())
     with torch.no_grad():
         stream = torch.cat([T, X], dim=1)

@@ -38,7 +38,7 @@ def test_every_site_gets_plan_merge_and_unmerge() -> None:
     assert worked.applied == {"locate_sites": 2, "measure_threshold": 0, "insert_merges": 2}
     for function in (ops.plan_tokens, ops.merge_tokens, ops.unmerge_tokens):
         assert worked.count(function) == 2
-    assert worked.count(ops.after_prefix) == worked.count(ops.image_tokens) == 0
+    assert worked.count(ops.place_plan) == worked.count(ops.image_tokens) == 0
     assert worked.inputs_of("attn") == worked.inputs_of("ff") == (ops.merge_tokens,)
 
 
@@ -61,7 +61,7 @@ def test_text_in_front_of_the_image_is_behind_a_prefix() -> None:
     for function in (
         ops.plan_tokens,
         ops.image_tokens,
-        ops.after_prefix,
+        ops.place_plan,
         ops.merge_tokens,
         ops.unmerge_tokens,
     ):

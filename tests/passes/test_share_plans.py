@@ -28,7 +28,7 @@ def test_the_first_plan_of_the_block_serves_all_sites() -> None:
 
 def test_sites_with_the_same_input_merge_it_once() -> None:
     worked = work_on(ParallelBlock(), (X, T, C), recipe(PARALLEL), passes=SITES)
-    for function in (ops.plan_tokens, ops.after_prefix, ops.image_tokens, ops.merge_tokens):
+    for function in (ops.plan_tokens, ops.place_plan, ops.image_tokens, ops.merge_tokens):
         assert worked.count(function) == 1
     assert worked.count(ops.unmerge_tokens) == 2
 

@@ -5,60 +5,24 @@ from __future__ import annotations
 import functools
 
 import pytest
-import torch
-from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
 from torch import nn
 
-from sdtm_fx.explaining.shapes import build_shape
+from sdtm_fx.explaining.shapes import build_shape, shape_of
 from sdtm_fx.recipe import compile_match, list_recipes, load_recipe
 
 
-def sd3(blocks: int, dual: int = 0) -> nn.Module:
-    return SD3Transformer2DModel(
-        sample_size=8,
-        num_layers=blocks,
-        attention_head_dim=8,
-        num_attention_heads=1,
-        joint_attention_dim=8,
-        caption_projection_dim=8,
-        pooled_projection_dim=8,
-        pos_embed_max_size=8,
-        dual_attention_layers=tuple(range(dual)),
-        qk_norm="rms_norm",
-    )
-
-
-def flux() -> nn.Module:
-    return FluxTransformer2DModel(
-        num_layers=19,
-        num_single_layers=38,
-        attention_head_dim=16,
-        num_attention_heads=1,
-        joint_attention_dim=8,
-        pooled_projection_dim=8,
-        axes_dims_rope=(4, 6, 6),
-    )
+# The toys are of the classes and layouts of these.
+STAND_INS = {"toy-sd3": "sd3-medium", "toy-flux": "flux.1-dev"}
 
 
 @functools.cache
-def build(kind: str) -> nn.Module:
-    with torch.device("meta"):
-        if kind == "flux":
-            return flux()
-        if kind == "sdxl":
-            return build_shape("sdxl")
-        if kind == "3.5-medium":
-            return sd3(24, dual=13)
-        return sd3(38 if kind == "large" else 24)
-
-
-def model_of(recipe: str) -> nn.Module:
-    return build(next((kind for kind in ("flux", "sdxl", "3.5-medium", "large") if kind in recipe), "sd3"))
+def build(shape: str) -> nn.Module:
+    return build_shape(STAND_INS.get(shape, shape))
 
 
 @pytest.mark.parametrize("name", list_recipes())
 def test_every_site_matches_as_often_as_expected(name: str) -> None:
-    paths = [path for path, _ in model_of(name).named_modules()]
+    paths = [path for path, _ in build(shape_of(name)).named_modules()]
     for site in load_recipe(name).sites:
         matches = compile_match(site.match)
         found = sum(map(matches, paths))

@@ -18,6 +18,7 @@ from sdtm_fx.methods.base import Method
 from sdtm_fx.plan import MergePlan
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewriting.rewriting import rewriting_of
+from sdtm_fx.runtime.grid import ImageLayout
 from sdtm_fx.runtime.runtime import Runtime
 from tests.passes.blocks import FeedForward
 from tests.pipelines import tiny_flux_transformer, tiny_sd3_transformer
@@ -241,7 +242,7 @@ def test_a_branch_that_starts_late_is_refreshed_first(model: nn.Module) -> None:
         for _ in range(2):  # a second call from step 1 on, as skip-layer guidance makes it
             model(**INPUTS)
             model(**INPUTS)
-            seen.append(runtime.state.branches[1, 4, (4, 6)].refreshed == (1,))
+            seen.append(runtime.state.branches[1, 4, ImageLayout((4, 6))].refreshed == (1,))
             clock.advance()
         assert seen == [True, True]
 

@@ -384,7 +384,7 @@ def test_merge_and_unmerge_are_the_plans() -> None:
     made = SSM().plan(TokenView(X, GRID), 12)
     assert torch.equal(ops.merge_tokens(made, X), made.merge(X))
     assert torch.equal(ops.unmerge_tokens(made, X[:, :12]), made.unmerge(X[:, :12]))
-    assert ops.after_prefix(made, 3).tokens == TOKENS + 3
+    assert ops.place_plan(made, 3).tokens == TOKENS + 3
 
 
 def test_text_rows_of_a_table_stay() -> None:

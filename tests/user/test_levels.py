@@ -16,7 +16,7 @@ from sdtm_fx.errors import RecipeError, ScheduleError, SiteError
 from sdtm_fx.explaining.explain import _native_grid
 from sdtm_fx.layer_rates import LayerRates
 from sdtm_fx.methods import SSM, ToMe, Uniform
-from sdtm_fx.recipe.tokens import LatentGrid
+from sdtm_fx.recipe.tokens import LatentGrid, Tokens
 from sdtm_fx.rewriting.rewriting import rewriting_of
 from sdtm_fx.runtime.grid import GridReader
 from sdtm_fx.runtime.guidance import pooled
@@ -135,9 +135,9 @@ def test_importance_is_averaged_over_the_tokens_of_a_level() -> None:
 
 
 def test_a_latent_may_be_covered() -> None:
-    reader = GridReader(LatentGrid(latent="x", patch=2, round="up"))
-    assert reader.read({"x": torch.zeros(1, 4, 7, 9)}) == (4, 5)
-    assert reader.read({"x": torch.zeros(1, 4, 8, 10)}) == (4, 5)
+    reader = GridReader(Tokens(grid=LatentGrid(latent="x", patch=2, round="up")))
+    assert reader.read({"x": torch.zeros(1, 4, 7, 9)}).grid == (4, 5)
+    assert reader.read({"x": torch.zeros(1, 4, 8, 10)}).grid == (4, 5)
 
 
 def test_defaults_keep_the_fingerprint_and_other_values_change_it() -> None:

@@ -1,0 +1,230 @@
+"""One small random model of the real diffusers class for every family of shipped recipes, and how it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers import (
+    ChromaTransformer2DModel,
+    DiTTransformer2DModel,
+    HunyuanDiT2DModel,
+    UNet2DConditionModel,
+)
+from diffusers.models.embeddings import get_2d_rotary_pos_embed
+from torch import nn
+
+import sdtm_fx
+from tests.pipelines import TEXT_DIM, randomize
+from tests.unets import sdxl_inputs, tiny_sdxl
+from tests.zoo import ZOO, Inputs, latent_inputs, noise, pixart
+
+Grid = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class FamilyCase:
+    """A family.
+
+    Attributes:
+        recipe_name: The shipped recipe for it.
+        make: Makes the model.
+        inputs: Makes the arguments of a call from batch, (height, width) in tokens, and text length.
+        latent: The argument that holds the image.
+        odd: A grid of odd sides, not square where the model takes that.
+        structures: How many different block graphs it has.
+        compiles: Whether ``torch.compile(fullgraph=True)`` takes the model as diffusers has it.
+        text: Text tokens of every call here.
+        registers: Tokens of the model's own in front of the text.
+        sites: What both stages merge; None for what the recipe says.
+        changes: What else its recipe says here.
+    """
+
+    recipe_name: str
+    make: Callable[[], nn.Module] = field(repr=False)
+    inputs: Inputs = field(repr=False)
+    latent: str = "hidden_states"
+    odd: Grid = (9, 7)
+    structures: int = 1
+    compiles: bool = True
+    text: int = 5
+    registers: int = 0
+    sites: tuple[str, ...] | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def name(self) -> str:
+        """What tests call it."""
+        return self.recipe_name if self.sites is None else f"{self.recipe_name}, {' '.join(self.sites)}"
+
+    @property
+    def text_in_front(self) -> int:
+        """Tokens in front of the image where blocks run on one sequence."""
+        return self.registers + self.text
+
+    def model(self) -> nn.Module:
+        """A fresh model with weights large enough for every layer to matter."""
+        return randomize(self.make(), seed=3, scale=0.15)
+
+    def call(self, batch: int, grid: Grid) -> dict[str, Any]:
+        """Arguments of one call."""
+        return self.inputs(batch, grid, self.text)
+
+    def recipe(self, ratio: float, *, reuse: bool = False) -> sdtm_fx.Recipe:
+        """The shipped recipe for any depth and size, at one ratio; without forecasts every step merges."""
+        changes: dict[str, Any] = {
+            "sites.*.expect": None,
+            "plan.round_to": 1,
+            "ratio": {"curve": "constant", "start": ratio},
+            **self.changes,
+        }
+        if not reuse:
+            changes["reuse"] = None
+            changes["stages.structure.until"] = 0.5
+            changes["keep_dense"] = {"first_steps": 0, "last_steps": 0, "every_steps": None}
+        if self.sites is not None:
+            changes["stages.*.sites"] = list(self.sites)
+        return sdtm_fx.load_recipe(self.recipe_name).override(changes)
+
+
+def moving(case: FamilyCase, inputs: Mapping[str, Any], step: int, count: int) -> dict[str, Any]:
+    """The arguments of a later step: the image moves, and the time falls."""
+    moved = dict(inputs)
+    moved[case.latent] = inputs[case.latent] * (1.0 - 0.5 * step / count) + 0.1 * step / count
+    moved["timestep"] = inputs["timestep"] * (1.0 - step / count)
+    return moved
+
+
+@torch.no_grad()
+def run(case: FamilyCase, model: nn.Module, inputs: Mapping[str, Any], count: int = 4) -> list[torch.Tensor]:
+    """The outputs of a rewritten model over a whole generation."""
+    outputs = []
+    with sdtm_fx.steps(model, count) as clock:
+        for step in range(count):
+            outputs.append(model(**moving(case, inputs, step, count))[0])
+            clock.advance()
+    return outputs
+
+
+@torch.no_grad()
+def run_plain(
+    case: FamilyCase, model: nn.Module, inputs: Mapping[str, Any], count: int = 4
+) -> list[torch.Tensor]:
+    """The outputs of a model that is not rewritten, for the same inputs as `run`."""
+    return [model(**moving(case, inputs, step, count))[0] for step in range(count)]
+
+
+# -- the models -----------------------------------------------------------------------------------------
+
+
+def _dit() -> nn.Module:
+    return DiTTransformer2DModel(
+        sample_size=8, num_layers=2, attention_head_dim=8, num_attention_heads=2, in_channels=4, out_channels=8,
+        num_embeds_ada_norm=10,
+    )  # fmt: skip
+
+
+def _dit_inputs(batch: int, grid: Grid, text: int) -> dict[str, Any]:
+    return {
+        "hidden_states": noise(batch, 4, grid[0] * 2, grid[1] * 2),
+        "timestep": torch.full((batch,), 500.0),
+        "class_labels": torch.arange(batch),
+        "return_dict": False,
+    }
+
+
+def _hunyuan_dit() -> nn.Module:
+    return HunyuanDiT2DModel(
+        sample_size=8, num_layers=4, patch_size=2, attention_head_dim=8, num_attention_heads=2, in_channels=4,
+        cross_attention_dim=16, cross_attention_dim_t5=32, pooled_projection_dim=16, hidden_size=16, text_len=3,
+        text_len_t5=4,
+    )  # fmt: skip
+
+
+def _hunyuan_dit_inputs(batch: int, grid: Grid, text: int) -> dict[str, Any]:
+    return latent_inputs(batch, grid, text) | {
+        "encoder_hidden_states": noise(batch, 3, 16),
+        "text_embedding_mask": torch.ones(batch, 3),
+        "encoder_hidden_states_t5": noise(batch, 4, TEXT_DIM),
+        "text_embedding_mask_t5": torch.tensor([1, 1, 1, 0]).repeat(batch, 1),
+        "image_meta_size": noise(batch, 6),
+        "style": torch.zeros(batch, dtype=torch.long),
+        "image_rotary_emb": get_2d_rotary_pos_embed(8, ((0, 0), grid), grid, output_type="pt"),
+    }
+
+
+def _pixart_alpha() -> nn.Module:
+    return pixart(sized=True)
+
+
+def _pixart_alpha_inputs(batch: int, grid: Grid, text: int) -> dict[str, Any]:
+    size = {"resolution": torch.full((batch, 2), 64.0), "aspect_ratio": torch.ones(batch, 1)}
+    return ZOO["pixart"].inputs(batch, grid, text) | {"added_cond_kwargs": size}
+
+
+def _sd15() -> nn.Module:
+    return UNet2DConditionModel(
+        sample_size=16, in_channels=4, out_channels=4, layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(8, 16, 16, 16), attention_head_dim=2, cross_attention_dim=TEXT_DIM, norm_num_groups=4,
+    )  # fmt: skip
+
+
+def _sd15_inputs(batch: int, grid: Grid, text: int) -> dict[str, Any]:
+    return {
+        "sample": noise(batch, 4, *grid),
+        "timestep": torch.full((batch,), 500.0),
+        "encoder_hidden_states": noise(batch, text, TEXT_DIM),
+        "return_dict": False,
+    }
+
+
+def _sdxl_inputs(batch: int, grid: Grid, text: int) -> dict[str, Any]:
+    return sdxl_inputs((2 * grid[0], 2 * grid[1]), batch, text)
+
+
+def _chroma() -> nn.Module:
+    return ChromaTransformer2DModel(
+        in_channels=16, num_layers=1, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=TEXT_DIM, axes_dims_rope=(4, 6, 6), approximator_num_channels=16,
+        approximator_hidden_dim=16, approximator_layers=1,
+    )  # fmt: skip
+
+
+def _chroma_inputs(batch: int, grid: Grid, text: int) -> dict[str, Any]:
+    inputs = ZOO["flux"].inputs(batch, grid, text)
+    return {name: value for name, value in inputs.items() if name not in ("guidance", "pooled_projections")}
+
+
+def _masked_chroma_inputs(batch: int, grid: Grid, text: int) -> dict[str, Any]:
+    """What the pipeline passes; padding of the prompt is masked but for its first token."""
+    mask = torch.ones(batch, text + grid[0] * grid[1], dtype=torch.bool)
+    mask[:, text - 2 : text] = False
+    return _chroma_inputs(batch, grid, text) | {"attention_mask": mask}
+
+
+FAMILIES = (
+    FamilyCase("pixart-alpha", _pixart_alpha, _pixart_alpha_inputs),
+    FamilyCase("pixart-alpha-512", pixart, ZOO["pixart"].inputs),
+    FamilyCase("pixart-sigma", pixart, ZOO["pixart"].inputs, sites=("self", "cross", "ff")),
+    FamilyCase("dit-xl-2", _dit, _dit_inputs, odd=(9, 9)),
+    FamilyCase("hunyuan-dit", _hunyuan_dit, _hunyuan_dit_inputs, structures=2),
+    FamilyCase(
+        "hunyuan-dit", _hunyuan_dit, _hunyuan_dit_inputs, structures=2, sites=("self", "cross", "ff"),
+        changes={"plan.share": ["batch"]},
+    ),
+    FamilyCase("auraflow", ZOO["auraflow"].build, ZOO["auraflow"].inputs, structures=2, registers=8),
+    FamilyCase("sana", ZOO["sana"].build, ZOO["sana"].inputs),
+    FamilyCase("sana", ZOO["sana"].build, ZOO["sana"].inputs, sites=("self", "cross")),
+    FamilyCase("chroma", _chroma, _masked_chroma_inputs, structures=2),
+    FamilyCase(
+        "chroma", _chroma, _chroma_inputs, structures=2, sites=("attn", "ff", "single_attn", "single_ff"),
+        changes={"plan.share": ["batch"]},
+    ),
+    # A U-Net halves its sides: odd ones are rounded up, on every level.
+    FamilyCase("sd1.5", _sd15, _sd15_inputs, latent="sample", odd=(18, 11), structures=2),
+    FamilyCase("sdxl-turbo", tiny_sdxl, _sdxl_inputs, latent="sample", odd=(10, 7), structures=2),
+)  # fmt: skip

@@ -1,0 +1,32 @@
+"""Fixtures of the matrix of families."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from tests.families.cases import FAMILIES, FamilyCase
+from tests.measured import costs_measured_once
+
+
+@pytest.fixture(params=FAMILIES, ids=lambda case: case.name)
+def case(request: pytest.FixtureRequest) -> FamilyCase:
+    """Every family in turn."""
+    return request.param
+
+
+@pytest.fixture(autouse=True, scope="package")
+def _one_thread() -> Iterator[None]:
+    """Tiny tensors on many threads only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True, scope="package")
+def _measured_once() -> Iterator[None]:
+    with costs_measured_once():
+        yield
