@@ -26,6 +26,7 @@ from sdtm_fx.compiling.warmup import Size, warm_up
 from sdtm_fx.compiling.whole import WholeExecutor
 from sdtm_fx.errors import PackageError
 from sdtm_fx.phase import Schedule
+from sdtm_fx.recipe.ratio import ThresholdRatio
 from sdtm_fx.rewrite import rewritten_models
 from sdtm_fx.rewriting.rewriting import Rewriting, rewriting_of
 from sdtm_fx.runtime.call import Call

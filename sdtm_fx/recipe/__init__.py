@@ -17,9 +17,22 @@ from sdtm_fx.recipe.sections import (
     SiteSpec,
     Stage,
 )
-from sdtm_fx.recipe.tokens import FixedGrid, Grid, IdsGrid, InputSpec, LatentGrid, Tokens
+from sdtm_fx.recipe.tokens import (
+    ArgumentsGrid,
+    FixedGrid,
+    Grid,
+    IdsGrid,
+    InputSpec,
+    LatentGrid,
+    NumberInput,
+    Protect,
+    ShapesGrid,
+    ShapesInput,
+    Tokens,
+)
 
 __all__ = [
+    "ArgumentsGrid",
     "ConstantRatio",
     "CurveRatio",
     "FixedGrid",
@@ -30,13 +43,17 @@ __all__ = [
     "KeepDense",
     "LatentGrid",
     "ListRatio",
+    "NumberInput",
     "PassSwitches",
     "PlanSharing",
     "PromptWeight",
+    "Protect",
     "Ratio",
     "Recipe",
     "RecipeLike",
     "Reuse",
+    "ShapesGrid",
+    "ShapesInput",
     "SiteSpec",
     "Stage",
     "ThresholdRatio",

@@ -21,6 +21,7 @@ def check_tokens(recipe: Recipe) -> Iterator[Problem]:
     yield from _check_sites(recipe)
     yield from _check_windows(recipe)
     yield from _check_methods(recipe)
+    yield from _check_spans(recipe)
 
 
 def windows_of(method: Method) -> tuple[int, ...] | None:
@@ -98,4 +99,16 @@ def _check_methods(recipe: Recipe) -> Iterator[Problem]:
                 f"{stage.method.name}, which reads attention to text, beside image tokens that are never merged and "
                 "would count as such",
                 "a method that reads no text, or a recipe without protected frames and references",
+            )
+
+
+def _check_spans(recipe: Recipe) -> Iterator[Problem]:
+    behind = [site.id for site in recipe.sites if site.suffix is not None]
+    for index, span in enumerate(recipe.spans):
+        if span.rotary is not None and behind:
+            yield misfit(
+                ("spans", index, "rotary"),
+                f"rotary tables of a span, whose text rows stand in front, beside site {behind[0]!r} with text behind "
+                "the image",
+                "a span without `rotary`, or sites without `suffix`",
             )

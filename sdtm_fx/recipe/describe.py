@@ -117,8 +117,9 @@ class Described:
     def _array(self, node: Node) -> str:
         if "prefixItems" in node:
             return f"a list [{', '.join(self.words(item) for item in node['prefixItems'])}]"
-        least = " of at least one item" if node.get("minItems") else ""
-        return f"a list{least}, each {self.words(node.get('items', {}))}"
+        least, most = node.get("minItems"), node.get("maxItems")
+        size = f" of {least} to {most} items" if most else " of at least one item" if least else ""
+        return f"a list{size}, each {self.words(node.get('items', {}))}"
 
 
 def _inside(node: Node, key: str | int) -> Node | None:

@@ -31,7 +31,11 @@ RATIO = "{curve: cosine, start: 0.7, end: 0.3}"
         ("end: 0.3", "levels: 2", ":15: ratio.end: found nothing; accepted a number from 0 to below 1"),
         (WINDOW, "windw: [2, 2]", ":13: stages[0].method.windw: found an unknown key; accepted name, window"),
         (WINDOW, "windw: [2, 2]", "(did you mean 'window'?)"),
-        ("when: g", "wen: g", ":8: inputs.guidance.wen: found an unknown key; accepted shape, fill, when"),
+        (
+            "when: g",
+            "wen: g",
+            ":8: inputs.guidance.wen: found an unknown key; accepted shape, copies, fill, when",
+        ),
         ("latent: h", "laten: h", ":5: tokens.grid: found a mapping with keys laten, patch; accepted"),
         ("latent: h", "laten: h", "(did you mean 'latent'?)"),
         ("id: ff, ", "", ":11: sites[1].id: found nothing; accepted a name of letters, digits, _ and -"),
@@ -65,7 +69,7 @@ RATIO = "{curve: cosine, start: 0.7, end: 0.3}"
         (
             WINDOW,
             "window: 2",
-            ":13: stages[0].method.window: found 2; accepted a list [an integer from 1, an integer",
+            ":13: stages[0].method.window: found 2; accepted a list of 2 to 3 items, each an integer from 1",
         ),
         (
             "patch: 2",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sdtm_fx.errors import RecipeError
-from sdtm_fx.recipe import ConstantRatio, CurveRatio, Recipe, list_recipes, load_recipe
+from sdtm_fx.recipe import ConstantRatio, CurveRatio, IdsGrid, Recipe, list_recipes, load_recipe
 
 HEAD = "version: 1\nname: child\n"
 
@@ -40,7 +40,7 @@ def test_another_kind_replaces_and_a_cousin_merges(base: Path) -> None:
     linear = child(base.parent, "extends: base.yaml\nratio: {curve: linear}\n")
     assert Recipe.from_file(linear).ratio == CurveRatio(curve="linear", start=0.7, end=0.3)
     ids = child(base.parent, "extends: base.yaml\ntokens: {grid: {ids: img_ids}}\n")
-    assert Recipe.from_file(ids).tokens.grid.model_dump() == {"ids": "img_ids"}
+    assert Recipe.from_file(ids).tokens.grid == IdsGrid(ids="img_ids")
 
 
 def test_a_pruned_model_drops_expected_counts(base: Path) -> None:
@@ -57,7 +57,7 @@ def test_errors_point_into_the_file_that_holds_the_fault(base: Path) -> None:
         Recipe.from_file(path)
     assert caught.value.args[0].splitlines() == [
         f"{path}:7: sites[0].kid: found an unknown key; accepted id, kind, match, input, output, "
-        "prefix, rotary, metric, merge, downsample, "
+        "prefix, suffix, rotary, rotary_axis, metric, merge, downsample, "
         "expect (did you mean 'kind'?)",
         f"{path}:6: sites[1].expect: found -1; accepted an integer from 1 or null",
         f"{path}:4: ratio.end: found 2; accepted a number from 0 to below 1",

@@ -11,8 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdtm_fx.errors import PlanError
-from sdtm_fx.recipe.tokens import FixedGrid, Grid, IdsGrid, LatentGrid, Protect, Tokens
-from sdtm_fx.runtime.grid import GridReader
+from sdtm_fx.recipe.tokens import (
+    ArgumentsGrid,
+    FixedGrid,
+    Grid,
+    IdsGrid,
+    LatentGrid,
+    Protect,
+    ShapesGrid,
+    Tokens,
+)
+from sdtm_fx.runtime.grid import GridReader, ImageLayout
 
 IDS = IdsGrid(ids="img_ids")
 
@@ -129,3 +138,120 @@ def test_a_copy_reads_for_itself() -> None:
     twin = copy.deepcopy(reader)
     assert twin._last is None
     assert twin.read({"img_ids": ids}).grid == (4, 6)
+
+
+@pytest.mark.parametrize(
+    ("layout", "latent", "expected"),
+    [
+        (LatentGrid(latent="x", patch=(1, 2, 2)), (2, 16, 5, 8, 6), (5, 4, 3)),
+        (LatentGrid(latent="x", patch=(2, 2, 2)), (2, 16, 5, 8, 6), (2, 4, 3)),
+        (LatentGrid(latent="x", patch=(1, 2, 2), axes=(1, 3, 4)), (2, 5, 16, 8, 6), (5, 4, 3)),
+        (LatentGrid(latent="x", patch=2, axes=(1, 2)), (2, 8, 6, 16), (4, 3)),
+    ],
+)
+def test_a_latent_with_frames(layout: LatentGrid, latent: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    assert reader_of(layout).grid({"x": torch.zeros(latent)}) == expected
+
+
+def test_a_list_of_latents_has_one_grid() -> None:
+    reader = reader_of(LatentGrid(latent="x", patch=(1, 2, 2)))
+    assert reader.grid({"x": [torch.zeros(16, 1, 8, 6)] * 2}) == (1, 4, 3)
+    message = "'x' holds latents that differ ((16, 1, 8, 6), (16, 1, 6, 8)); accepted: a list of tensors of one shape"
+    with pytest.raises(PlanError, match=re.escape(message)):
+        reader.grid({"x": [torch.zeros(16, 1, 8, 6), torch.zeros(16, 1, 6, 8)]})
+    with pytest.raises(PlanError, match="argument 'x', this call has list"):
+        reader.grid({"x": []})
+
+
+def test_a_latent_of_too_few_axes() -> None:
+    message = "latent 'x' has shape (16, 8); patch 1x2x2 cuts its last 3 axes"
+    with pytest.raises(PlanError, match=re.escape(message)):
+        reader_of(LatentGrid(latent="x", patch=(1, 2, 2))).grid({"x": torch.zeros(16, 8)})
+    message = "latent 'x' has shape (16, 8, 4); patch 2x2 cuts axes [2, 3]"
+    with pytest.raises(PlanError, match=re.escape(message)):
+        reader_of(LatentGrid(latent="x", patch=2, axes=(2, 3))).grid({"x": torch.zeros(16, 8, 4)})
+
+
+def test_sides_may_be_arguments() -> None:
+    reader = reader_of(ArgumentsGrid(arguments=("num_frames", "height", "width")))
+    assert reader.grid({"num_frames": 3, "height": 4, "width": 5}) == (3, 4, 5)
+    message = "names argument 'height', this call has None; accepted: a positive integer, a side of the grid in tokens"
+    with pytest.raises(PlanError, match=re.escape(message)):
+        reader.grid({"num_frames": 3, "height": None, "width": 5})
+
+
+@pytest.mark.parametrize(
+    ("shapes", "expected"),
+    [
+        ([(1, 4, 6)], ImageLayout((1, 4, 6))),
+        ([[(1, 4, 6)]] * 2, ImageLayout((1, 4, 6))),
+        ([[(1, 4, 6), (1, 2, 3), (1, 1, 5)]], ImageLayout((1, 4, 6), 11)),
+    ],
+)
+def test_shapes_of_an_image_and_of_references(shapes: object, expected: ImageLayout) -> None:
+    assert reader_of(ShapesGrid(shapes="img_shapes")).read({"img_shapes": shapes}) == expected
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (
+            None,
+            "argument 'img_shapes', this call has None; accepted: for every sample a list of (frames, height, width)",
+        ),
+        ([[(4, 6)]], "this call has [[(4, 6)]]; accepted"),
+        ([[(1, 4, 6)], [(1, 6, 4)]], "'img_shapes' gives samples of one call shapes that differ"),
+    ],
+)
+def test_shapes_that_are_none(shapes: object, message: str) -> None:
+    with pytest.raises(PlanError, match=re.escape(message)):
+        reader_of(ShapesGrid(shapes="img_shapes")).read({"img_shapes": shapes})
+
+
+def test_ids_with_other_columns_and_references() -> None:
+    """FLUX.2 has (t, h, w, l), and other t for references."""
+    image = torch.zeros(24, 4)
+    image[:, 1:3] = ids_of(4, 6, columns=2)
+    reference = torch.zeros(10, 4)
+    reference[:, 1:3], reference[:, 0] = ids_of(2, 5, columns=2), 10
+    reader = reader_of(IdsGrid(ids="img_ids", columns=(1, 2), reference_column=0))
+    assert reader.read({"img_ids": image}) == ImageLayout((4, 6))
+    assert reader.read({"img_ids": torch.cat([image, reference])[None]}) == ImageLayout((4, 6), 10)
+    with pytest.raises(PlanError, match="go back to the image behind those of references"):
+        reader.read({"img_ids": torch.cat([image[:12], reference, image[12:]])})
+    with pytest.raises(
+        PlanError, match=re.escape("have shape (24, 4); accepted: [tokens, columns] with 6 columns")
+    ):
+        reader_of(IdsGrid(ids="img_ids", columns=(1, 5))).read({"img_ids": image})
+
+
+def test_ids_with_frames() -> None:
+    frames = torch.cat([torch.cat([torch.full((6, 1), f), ids_of(2, 3, columns=2)], dim=1) for f in range(3)])
+    reader = reader_of(IdsGrid(ids="ids", columns=(0, 1, 2)))
+    assert reader.grid({"ids": frames}) == (3, 2, 3)
+    with pytest.raises(PlanError, match="span 3 frames, 2 rows and 3 columns but hold 17 tokens"):
+        reader.grid({"ids": frames[:-1]})
+
+
+def test_protected_frames_are_left_out_of_the_grid() -> None:
+    reader = reader_of(LatentGrid(latent="x", patch=(1, 2, 2)), first_frames=1)
+    assert reader.grid({"x": torch.zeros(2, 16, 5, 8, 6)}) == (4, 4, 3)
+    message = "found 1 frames of tokens, of which first_frames protects 1; accepted: 2 or more"
+    with pytest.raises(PlanError, match=re.escape(message)):
+        reader.grid({"x": torch.zeros(2, 16, 1, 8, 6)})
+
+
+def test_a_grid_of_another_kind_is_refused() -> None:
+    tokens = Tokens(grid=LatentGrid(latent="x", patch=(1, 2, 2)))
+    with pytest.raises(
+        PlanError, match=r"found a grid of 4x3 tokens; this recipe accepts \(frames, height, width\)"
+    ):
+        tokens.mergeable((4, 3))
+    with pytest.raises(
+        PlanError, match=r"found a grid of 2x4x3 tokens; this recipe accepts \(height, width\)"
+    ):
+        Tokens(grid=IDS).mergeable((2, 4, 3))
+
+
+def test_a_fixed_grid_may_have_frames() -> None:
+    assert reader_of(FixedGrid(frames=2, height=3, width=5)).grid({}) == (2, 3, 5)

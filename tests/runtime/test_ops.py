@@ -94,8 +94,8 @@ def test_attention_is_averaged_like_the_tokens() -> None:
 
 def test_tokens_that_are_not_the_grids_are_an_error() -> None:
     message = (
-        f"block 3 has {TOKENS - 1} image tokens, the grid is 4x6 = 24; check `tokens.grid`, and the sites' `prefix` "
-        "and `downsample`, in the recipe"
+        f"block 3 has {TOKENS - 1} image tokens, the grid is 4x6 = 24; check `tokens.grid`, and the sites' `prefix`, "
+        "`suffix` and `downsample`, in the recipe"
     )
     with pytest.raises(PlanError, match=re.escape(message)):
         plan(make(Spy()), block=3, x=X[:, 1:])
@@ -269,9 +269,9 @@ def test_another_metric_is_what_a_threshold_is_laid_on() -> None:
     calls = Calls(RULES)
     call = make(Spy(), calls, threshold=0.99)
     alike = torch.ones_like(X)
-    assert ops.measure_tokens(BlockContext(call, 0, {}), X, 0, alike) is X
+    assert ops.measure_tokens(BlockContext(call, 0, {}), X, alike) is X
     assert int(calls.state.above[0]) == TOKENS // 4 * 3
-    ops.measure_tokens(BlockContext(call, 0, {}), X, 0)
+    ops.measure_tokens(BlockContext(call, 0, {}), X, X)
     assert int(calls.state.above[0]) < TOKENS // 4 * 3
 
 
@@ -285,7 +285,7 @@ def test_the_count_is_the_least_over_the_batch() -> None:
     alike = X[:1].expand(2, -1, -1).clone()
     alike[0] = 1.0  # every window is alike in one sample only
     calls = Calls(RULES)
-    ops.measure_tokens(BlockContext(make(Spy(), calls, threshold=0.99), 0, {}), alike, 0)
+    ops.measure_tokens(BlockContext(make(Spy(), calls, threshold=0.99), 0, {}), alike, alike)
     counts = [int(SSM().count_above(TokenView(alike[i : i + 1], GRID), 0.99)) for i in range(2)]
     assert counts[0] > counts[1]
     assert int(calls.state.above[0]) == counts[1]
@@ -294,9 +294,9 @@ def test_the_count_is_the_least_over_the_batch() -> None:
 def test_measuring_happens_once_in_a_group() -> None:
     calls, planned = Calls(RULES), {}
     call = make(Spy(), calls, threshold=-1.0, every_layers=2)
-    first = ops.measure_tokens(BlockContext(call, 0, planned), X, 0)
+    first = ops.measure_tokens(BlockContext(call, 0, planned), X, X)
     calls.state.above[0] = marker = torch.tensor(5)
-    ops.measure_tokens(BlockContext(call, 1, planned), X, 0)
+    ops.measure_tokens(BlockContext(call, 1, planned), X, X)
     assert calls.state.above[0] is marker
     assert first is X
 
@@ -377,14 +377,15 @@ def test_merged_positions_blend(weight: float, dtype: torch.dtype) -> None:
 
 
 def test_a_prefix_is_cut_off() -> None:
-    assert torch.equal(ops.image_tokens(X, 3), X[:, 3:])
+    assert torch.equal(ops.image_tokens(X, 3, 0), X[:, 3:])
+    assert torch.equal(ops.image_tokens(X, 3, 2), X[:, 3:-2])
 
 
 def test_merge_and_unmerge_are_the_plans() -> None:
     made = SSM().plan(TokenView(X, GRID), 12)
     assert torch.equal(ops.merge_tokens(made, X), made.merge(X))
     assert torch.equal(ops.unmerge_tokens(made, X[:, :12]), made.unmerge(X[:, :12]))
-    assert ops.place_plan(made, 3).tokens == TOKENS + 3
+    assert ops.place_plan(made, 3, 2).tokens == TOKENS + 5
 
 
 def test_text_rows_of_a_table_stay() -> None:
@@ -393,6 +394,26 @@ def test_text_rows_of_a_table_stay() -> None:
     gathered = rotary_ops.gather_rotary(made, table)
     assert torch.equal(gathered[:5], table[:5])
     assert torch.equal(gathered[5:], table[5:][made.positions[0]])
+
+
+def test_rows_of_protected_tokens_references_and_text_stay_on_their_sides() -> None:
+    made = SSM().plan(TokenView(X[:1], GRID), 12)
+    table = torch.arange(3 + 2 + TOKENS + 4)
+    inside = made.positions[0]
+    first = rotary_ops.gather_rotary(made, table, 2, 4)
+    assert torch.equal(first, torch.cat([table[:5], table[5:-4][inside], table[-4:]]))
+    last = rotary_ops.gather_rotary(made, table, 2, 4, text_last=True)
+    assert torch.equal(last, torch.cat([table[:2], table[2:-7][inside], table[-7:]]))
+    turned = rotary_ops.gather_rotary(made, table[None, :, None, None], 2, 4, axis=1)
+    assert torch.equal(turned[0, :, 0, 0], first)
+
+
+def test_tables_along_another_axis_are_told_apart() -> None:
+    made = SSM().plan(TokenView(X[:1], GRID), 12)
+    with pytest.raises(
+        PlanError, match=f"have 1 rows along axis 0, fewer than the {TOKENS} image tokens; check `rot"
+    ):
+        rotary_ops.gather_rotary(made, torch.zeros(1, TOKENS, 4))
 
 
 def test_a_table_may_be_cut_instead() -> None:
