@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from fractions import Fraction
-from math import isqrt
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -60,7 +58,7 @@ def _of_latent(survey: Survey, name: str, argument: Argument) -> Line:
         why, unsure = "frames, height and width", unsure or frames_unsure
         if argument.shape.index("frames") + 2 != argument.shape.index("width"):
             keys.append(f"axes: [{', '.join(str(argument.shape.index(a)) for a in ('frames', 'height', 'width'))}]")
-    if patch > 1 and rounds_up(survey, patch):
+    if rounds_up(survey, patch):
         keys.append("round: up")
         why += ", rounded up as strided convolutions do"
     if only_squares(survey):
@@ -79,19 +77,19 @@ def _frames_patch(survey: Survey) -> tuple[int, str]:
 
 
 def rounds_up(survey: Survey, patch: int) -> bool:
-    """Whether a latent that patches do not divide is covered rather than cut: it is tried."""
-    from dataclasses import replace
-
-    finest = next(s for s in survey.sites if s.tokens.image == survey.finest and s.order == "image")
+    """Whether a latent that patches do not divide is covered rather than cut: it is tried, on the coarsest grid."""
+    alone = [s for s in survey.sites if s.order == "image"]
+    coarsest = min(alone, key=lambda s: s.tokens.image)
+    edge = patch * survey.level(coarsest)
     sizes = replace(survey.call.sizes, height=survey.call.sizes.height + 1)
     seen: list[int] = []
 
     def note(_: torch.nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
-        tokens = args[finest.input] if isinstance(finest.input, int) else kwargs[finest.input]
+        tokens = args[coarsest.input] if isinstance(coarsest.input, int) else kwargs[coarsest.input]
         assert isinstance(tokens, torch.Tensor)
         seen.append(tokens.shape[1])
 
-    handle = survey.model.get_submodule(finest.path).register_forward_pre_hook(note, with_kwargs=True)
+    handle = survey.model.get_submodule(coarsest.path).register_forward_pre_hook(note, with_kwargs=True)
     try:
         with torch.no_grad():
             survey.model(**survey.call.values(sizes))
@@ -99,8 +97,8 @@ def rounds_up(survey: Survey, patch: int) -> bool:
         return False
     finally:
         handle.remove()
-    covered = -(-sizes.height // patch) * -(-sizes.width // patch) * survey.frames
-    return bool(seen) and seen[0] == covered
+    covered = -(-sizes.height // edge) * -(-sizes.width // edge) * survey.frames
+    return edge > 1 and bool(seen) and seen[0] == covered
 
 
 def only_squares(survey: Survey) -> bool:
@@ -137,13 +135,3 @@ def _input_unsure(argument: Argument) -> str:
     if argument.kind == "bool":
         return "the example call has numbers where the model takes truth values"
     return "the sequence of text and image has no name in a recipe" if "sequence" in argument.shape else ""
-
-
-def area_per_token(survey: Survey) -> Fraction:
-    """Positions of the latent in a token of the finest grid, of one frame."""
-    return survey.frames / survey.finest
-
-
-def patch_edge(survey: Survey) -> int:
-    """Edge of a token of the finest grid in the latent, 1 where it is no whole number."""
-    return survey.patch or max(1, isqrt(int(area_per_token(survey))))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sdtm_fx.inspecting.groups import SiteGroup
 
 _BASES = {
-    "self-attention": "attn", "joint attention": "attn", "linear attention": "linear_attn", "cross-attention": "cross",
+    "self-attention": "attn", "joint attention": "attn", "linear attention": "attn", "cross-attention": "cross",
     "feed-forward": "ff",
 }  # fmt: skip
 
@@ -46,15 +46,13 @@ def draft_sites(groups: Sequence[SiteGroup]) -> tuple[DraftSite, ...]:
     names = _names(groups)
     sites = [_site(name, group, _why_dense(group, rotary)) for name, group in zip(names, groups, strict=True)]
     if all(site.keep_dense for site in sites):
-        possible = [s for s in sites if not s.group.first.positions and s.group.first.kind != "linear attention"]
+        possible = [s for s in sites if not s.group.first.positions]
         return tuple(_site(s.id, s.group, None if s in possible else s.keep_dense) for s in sites)
     return tuple(sites)
 
 
 def _why_dense(group: SiteGroup, rotary: bool) -> str | None:
     site = group.first
-    if site.kind == "linear attention":
-        return "linear attention; a site of kind attention computes softmax attention"
     if site.positions and site.is_attention:
         return f"it is also given {', '.join(site.positions)}, which follow the tokens and cannot be gathered"
     if site.kind == "cross-attention":
@@ -114,4 +112,4 @@ def _names(groups: Sequence[SiteGroup]) -> list[str]:
 
 def _base(group: SiteGroup, has_cross: bool) -> str:
     kind = group.first.kind
-    return "self" if kind == "self-attention" and has_cross else _BASES[kind]
+    return "self" if kind in ("self-attention", "linear attention") and has_cross else _BASES[kind]

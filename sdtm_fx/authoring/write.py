@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from inspect import signature, unwrap
 
 from sdtm_fx.authoring.layout import Line, grid_line, input_line
 from sdtm_fx.authoring.sites import DraftSite
@@ -68,9 +67,6 @@ def _sites(sites: Sequence[DraftSite]) -> Iterator[str]:
     for site in sites:
         group = site.group
         kind = "attention" if group.first.is_attention else "feed_forward"
-        if group.first.kind == "linear attention":
-            yield f"  # no site: {group.pattern} ({len(group.sites)}): {site.keep_dense}\n"
-            continue
         yield f"  - id: {site.id}\n"
         yield f"    kind: {kind}  # {_what(site)}\n"
         yield f"    match: {_quoted(group.pattern)}\n"
@@ -103,13 +99,13 @@ def _stages(sites: Sequence[DraftSite], merged: Sequence[str]) -> Iterator[str]:
         yield f"    sites: [{', '.join(merged)}]\n"
         if name == "structure":
             for site in sites:
-                if site.keep_dense is not None and site.group.first.kind != "linear attention":
+                if site.keep_dense is not None:
                     yield f"    # not {site.id}: {site.keep_dense}\n"
         yield method
 
 
 def _settings(survey: Survey, sites: Sequence[DraftSite]) -> Iterator[str]:
-    distilled = "guidance" in signature(unwrap(survey.subject.kind.forward)).parameters
+    distilled = "guidance" in survey.call.arguments
     share = [] if distilled else ["cfg"]
     why = "one plan for both guidance halves halves the planning"
     if distilled:

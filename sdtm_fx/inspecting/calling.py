@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import inspect
 import itertools
+import linecache
 import re
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from sdtm_fx.errors import InspectionError, nearest
 from sdtm_fx.inspecting.arguments import Argument, CallSizes, make
 from sdtm_fx.inspecting.lengths import other_sizes
-from sdtm_fx.inspecting.rules import Choice, Facts, choices_for, parameters_of
+from sdtm_fx.inspecting.rules import Choice, Facts, choices_for, fixed_lengths, parameters_of
 
 _MOST_TRIES = 600
 
@@ -84,10 +85,10 @@ def find_call(
         InspectionError: An argument is given that forward does not have, none is known for a required one, or
             nothing that was tried runs; says which arguments the failing line reads.
     """
-    options = _options(model, config, given or {})
+    variants = [_options(model, config, given or {}, fixed) for fixed in (False, True)[: 1 + bool(fixed_lengths(config))]]
     failures: list[tuple[_Attempt, dict[str, Choice], CallSizes]] = []
     tries = 0
-    for sizes in _sizes(config):
+    for sizes, options in itertools.product(_sizes(config), variants):
         search = _Search(model, config, sizes, options)
         chosen, attempt = search.run()
         tries += search.tries
@@ -111,10 +112,10 @@ def _sizes(config: Mapping[str, Any]) -> Iterator[CallSizes]:
 
 
 def _options(
-    model: torch.nn.Module, config: Mapping[str, Any], given: Mapping[str, Argument]
+    model: torch.nn.Module, config: Mapping[str, Any], given: Mapping[str, Argument], fixed_text: bool
 ) -> dict[str, list[Choice]]:
     parameters = list(parameters_of(type(model).forward))
-    facts = Facts(config, tuple(p.name for p in parameters))
+    facts = Facts(config, tuple(p.name for p in parameters), fixed_text)
     for name in given:
         if name.partition(".")[0] not in facts.names:
             raise InspectionError(
@@ -154,18 +155,25 @@ class _Search:
         state = dict.fromkeys(self.options, 0)
         best = self._try(state)
         while best.error is not None and self.tries < _MOST_TRIES:
-            further = self._step(state, best, 1) or self._step(state, best, 2)
+            # Arguments that the failing line reads come first, in pairs too: all pairs are many.
+            blamed = _blamed(self.model, best, self.options)
+            further = (
+                self._step(state, best, 1, blamed)
+                or self._step(state, best, 2, blamed)
+                or self._step(state, best, 1, tuple(state))
+                or self._step(state, best, 2, tuple(state))
+            )
             if further is None:
                 break
             state, best = further
         return {name: self.options[name][i] for name, i in state.items()}, best
 
     def _step(
-        self, state: dict[str, int], best: _Attempt, changes: int
+        self, state: dict[str, int], best: _Attempt, changes: int, among: Sequence[str]
     ) -> tuple[dict[str, int], _Attempt] | None:
-        """The best state that differs in so many arguments, if it gets further."""
+        """The best state that differs in so many of some arguments, if it gets further."""
         reached: tuple[dict[str, int], _Attempt] | None = None
-        for names in itertools.combinations([n for n in state if len(self.options[n]) > 1], changes):
+        for names in itertools.combinations([n for n in among if len(self.options[n]) > 1], changes):
             for picks in itertools.product(*(range(len(self.options[n])) for n in names)):
                 if self.tries >= _MOST_TRIES:
                     return reached
@@ -206,6 +214,23 @@ def _own_frames(model: torch.nn.Module, error: Exception) -> list[traceback.Fram
     return [f for f in traceback.extract_tb(error.__traceback__) if f.filename == own and f.name == "forward"]
 
 
+def _line(model: torch.nn.Module, attempt: _Attempt) -> str:
+    """The statement of a model's own forward that a call stopped in."""
+    frames = _own_frames(model, attempt.error) if attempt.error is not None else []
+    if not frames:
+        return ""
+    first = frames[0].lineno or 0
+    last = getattr(frames[0], "end_lineno", None) or first  # Python 3.11 and later
+    lines = (linecache.getline(frames[0].filename, number).strip() for number in range(first, last + 1))
+    return " ".join(lines)
+
+
+def _blamed(model: torch.nn.Module, attempt: _Attempt, names: Iterable[str]) -> tuple[str, ...]:
+    """The arguments that the statement reads."""
+    line = _line(model, attempt)
+    return tuple(n for n in names if re.search(rf"\b{re.escape(n)}\b", line))
+
+
 @contextlib.contextmanager
 def _finished_modules() -> Iterator[list[str]]:
     finished: list[str] = []
@@ -226,13 +251,11 @@ def _explain(
     """Say where the call that got furthest stopped, and which arguments the line there reads."""
     error, name = attempt.error, type(model).__name__
     assert error is not None
-    frames = _own_frames(model, error)
-    line = (frames[0].line or "") if frames else ""
-    blamed = [n for n in chosen if re.search(rf"\b{re.escape(n)}\b", line)]
+    line, blamed = _line(model, attempt), _blamed(model, attempt, chosen)
     tried = {n: a.says() for n, a in _merge(chosen.values()).items()}
     listed = ", ".join(f"{n}={says}" for n, says in tried.items())
     which = f"; the line reads {', '.join(blamed)}" if blamed else ""
-    first = (blamed or list(tried))[0]
+    first = (*blamed, *tried)[0]
     return (
         f"no example call of {name} was found in {tries} tries. The one that got furthest, {listed} at "
         f"{sizes.height}x{sizes.width}, stops in {name}.forward at `{line or 'its first line'}`{which}: "

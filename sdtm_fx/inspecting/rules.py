@@ -25,10 +25,12 @@ class Facts:
     Attributes:
         config: The config.
         names: The arguments of forward, in order.
+        fixed_text: Whether lengths of text that the config names come before any length.
     """
 
     config: Mapping[str, Any]
     names: tuple[str, ...]
+    fixed_text: bool = False
 
 
 Rule = Callable[[inspect.Parameter, Facts], "list[Choice] | None"]
@@ -91,7 +93,7 @@ def _mask(parameter: inspect.Parameter, facts: Facts) -> list[Choice] | None:
     if "mask" not in parameter.name:
         return None
     name = parameter.name
-    lengths: list[Dimension] = ["text", *_lengths(facts), "sequence", "tokens"]
+    lengths: list[Dimension] = [*text_lengths(name, facts), "sequence", "tokens"]
     given: list[Choice] = [
         {name: Argument(("batch", length), "ones", kind)} for length in lengths for kind in ("float", "bool", "int")
     ]
@@ -100,10 +102,10 @@ def _mask(parameter: inspect.Parameter, facts: Facts) -> list[Choice] | None:
 
 def _pooled(parameter: inspect.Parameter, facts: Facts) -> list[Choice] | None:
     """The prompt as one vector."""
-    if not re.search(r"pooled|global_|clip_embed|image_meta", parameter.name):
+    if not re.search(r"pooled|global_|clip_embed", parameter.name):
         return None
     widths = _widths(parameter.name, facts, "pooled", "global")
-    given: list[Choice] = [{parameter.name: Argument(("batch", w))} for w in [*widths, 6]]
+    given: list[Choice] = [{parameter.name: Argument(("batch", w))} for w in widths]
     if parameter.default is parameter.empty:
         return given
     named = any("pooled" in field or "global" in field for field in facts.config)
@@ -147,6 +149,8 @@ def _sizes(parameter: inspect.Parameter, facts: Facts) -> list[Choice] | None:
     """Sizes and crops that the model is conditioned on."""
     if not re.search(r"_size$|crop|_coords$", parameter.name):
         return None
+    if "meta" in parameter.name:  # original and target size, and crop
+        return [{parameter.name: Argument(("batch", 6))}, ABSENT]
     given: Choice = {parameter.name: Argument(("batch", 2), "zeros")}
     return [given] if parameter.default is parameter.empty else [ABSENT, given]
 
@@ -204,8 +208,8 @@ def _text(parameter: inspect.Parameter, facts: Facts) -> list[Choice] | None:
     widths = _widths(name, facts, "joint", "cross_attention_dim", "caption", "text", "cap_", "encoder_hid", "context")
     if "list" in str(parameter.annotation).lower():
         return [{name: Argument(("batch", "text", w), form="list")} for w in widths]
-    given: list[Choice] = [{name: Argument(("batch", "text", w))} for w in widths]
-    given += [{name: Argument(("batch", length, w))} for length in _lengths(facts) for w in widths]
+    lengths = text_lengths(name, facts)
+    given: list[Choice] = [{name: Argument(("batch", length, w))} for length in lengths for w in widths]
     extra = _optional_extra(parameter, facts) or name.endswith(("image", "_1", "_2"))
     return [ABSENT, *given] if extra and parameter.default is not parameter.empty else given
 
@@ -242,9 +246,22 @@ def _widths(argument: str, facts: Facts, *words: str) -> list[Dimension]:
     return list(first_of.values())
 
 
-def _lengths(facts: Facts) -> list[Dimension]:
-    """Fields that may fix the number of text tokens."""
-    return [n for n, v in facts.config.items() if type(v) is int and re.search(r"text_len|max_text|seq_len", n)]
+def text_lengths(argument: str, facts: Facts) -> list[Dimension]:
+    """The numbers of tokens that a text may have: any, and what fields of the config fix.
+
+    A field whose ending the argument shares (``_t5``) comes before the others.
+    """
+    fields = fixed_lengths(facts.config)
+    tail = argument.rpartition("_")[2]
+    plain = not any(name.endswith(f"_{tail}") for name in fields)
+    fields.sort(key=lambda n: (not n.endswith("len") if plain else not n.endswith(f"_{tail}"), n))
+    return [*fields, "text"] if facts.fixed_text else ["text", *fields]
+
+
+def fixed_lengths(config: Mapping[str, Any]) -> list[str]:
+    """Fields of a config that may fix the number of text tokens."""
+    named = [n for n, v in config.items() if type(v) is int and re.search(r"text_len|max_text|text_seq", n)]
+    return [n for n in named if "rope" not in n]
 
 
 def _optional_extra(parameter: inspect.Parameter, facts: Facts) -> bool:
