@@ -20,7 +20,7 @@ from sdtm_fx.inspecting.arguments import Argument, CallSizes, make
 from sdtm_fx.inspecting.lengths import other_sizes
 from sdtm_fx.inspecting.rules import Choice, Facts, choices_for, fixed_lengths, parameters_of
 
-_MOST_TRIES = 600
+_MOST_TRIES = 250
 
 SIZES = tuple(
     CallSizes(2, 7, *sides)
@@ -115,7 +115,8 @@ def _options(
     model: torch.nn.Module, config: Mapping[str, Any], given: Mapping[str, Argument], fixed_text: bool
 ) -> dict[str, list[Choice]]:
     parameters = list(parameters_of(type(model).forward))
-    facts = Facts(config, tuple(p.name for p in parameters), fixed_text)
+    own = tuple(name for name, _ in model.named_children())
+    facts = Facts(config, tuple(p.name for p in parameters), fixed_text, own)
     for name in given:
         if name.partition(".")[0] not in facts.names:
             raise InspectionError(

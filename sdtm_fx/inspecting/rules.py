@@ -26,11 +26,13 @@ class Facts:
         config: The config.
         names: The arguments of forward, in order.
         fixed_text: Whether lengths of text that the config names come before any length.
+        parts: Names of the model's own modules.
     """
 
     config: Mapping[str, Any]
     names: tuple[str, ...]
     fixed_text: bool = False
+    parts: tuple[str, ...] = ()
 
 
 Rule = Callable[[inspect.Parameter, Facts], "list[Choice] | None"]
@@ -187,7 +189,10 @@ def _added(parameter: inspect.Parameter, facts: Facts) -> list[Choice] | None:
 
 
 def _rotary(parameter: inspect.Parameter, facts: Facts) -> list[Choice] | None:
-    """Rotary tables made by the pipeline: cosines and sines for image tokens."""
+    """Rotary tables made by the pipeline: cosines and sines for image tokens.
+
+    A model that has a module for them, or whose config says that it uses none, is given none.
+    """
     if not re.search(r"rotary|rope|freqs", parameter.name):
         return None
     name = parameter.name
@@ -197,7 +202,11 @@ def _rotary(parameter: inspect.Parameter, facts: Facts) -> list[Choice] | None:
         dims.append(hidden // heads)
     lengths = ("patches", "tokens")
     given: list[Choice] = [{name: Argument((n, d), form="pair")} for n in lengths for d in dims]
-    return [*given] if parameter.default is parameter.empty else [ABSENT, *given]
+    if parameter.default is parameter.empty:
+        return given
+    makes_own = any(re.search(r"rope|rotary", part) for part in facts.parts)
+    unused = any("rotary" in n and v is False for n, v in facts.config.items())
+    return [ABSENT, *given] if makes_own or unused else [*given, ABSENT]
 
 
 def _text(parameter: inspect.Parameter, facts: Facts) -> list[Choice] | None:
