@@ -36,7 +36,11 @@ class Draft:
     def unsure(self) -> list[str]:
         """What it had to guess, with the lines."""
         lines = enumerate(self.text.splitlines(), start=1)
-        return [f"line {number}: {text.partition('# unsure: ')[2]}" for number, text in lines if "# unsure: " in text]
+        return [
+            f"line {number}: {text.partition('# unsure: ')[2]}"
+            for number, text in lines
+            if "# unsure: " in text
+        ]
 
 
 def author(survey: Survey, path: Path, *, name: str | None = None, layers: int = 2) -> Draft:

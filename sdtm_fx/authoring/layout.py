@@ -39,8 +39,12 @@ def grid_line(survey: Survey) -> Line:
         return Line(f"{{shapes: {shapes}}}", "the model is given tokens, and their grid as numbers")
     sides = [n for n in ("num_frames", "height", "width") if n in arguments and arguments[n].form == "number"]
     if {"height", "width"} <= set(sides):
-        return Line(f"{{arguments: [{', '.join(sides)}]}}", "the model is given tokens, and the sides of their grid")
-    return Line("{height: 64, width: 64}", "", "nothing in the call says the grid, so it is one fixed grid of 64 x 64")
+        return Line(
+            f"{{arguments: [{', '.join(sides)}]}}", "the model is given tokens, and the sides of their grid"
+        )
+    return Line(
+        "{height: 64, width: 64}", "", "nothing in the call says the grid, so it is one fixed grid of 64 x 64"
+    )
 
 
 def _of_latent(survey: Survey, name: str, argument: Argument) -> Line:
@@ -51,13 +55,19 @@ def _of_latent(survey: Survey, name: str, argument: Argument) -> Line:
     elif isinstance(said, int) and said != patch and survey.frames == 1:
         unsure = f"the patch: the config says {said}, but sequences have one token for {patch} x {patch} of the latent"
     keys = [f"latent: {name}", f"patch: {patch}"]
-    why = f"the latent is cut into {patch} x {patch} patches" if patch > 1 else "a token for each place of the latent"
+    why = (
+        f"the latent is cut into {patch} x {patch} patches"
+        if patch > 1
+        else "a token for each place of the latent"
+    )
     if "frames" in argument.shape:
         deep, frames_unsure = _frames_patch(survey)
         keys[1] = f"patch: [{deep}, {patch}, {patch}]"
         why, unsure = "frames, height and width", unsure or frames_unsure
         if argument.shape.index("frames") + 2 != argument.shape.index("width"):
-            keys.append(f"axes: [{', '.join(str(argument.shape.index(a)) for a in ('frames', 'height', 'width'))}]")
+            keys.append(
+                f"axes: [{', '.join(str(argument.shape.index(a)) for a in ('frames', 'height', 'width'))}]"
+            )
     if rounds_up(survey, patch):
         keys.append("round: up")
         why += ", rounded up as strided convolutions do"

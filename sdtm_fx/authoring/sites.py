@@ -71,7 +71,13 @@ def _site(name: str, group: SiteGroup, keep_dense: str | None) -> DraftSite:
     if site.order != "image":
         side = "suffix" if site.order == "image first" else "prefix"
         where = "behind" if side == "suffix" else "in front of"
-        keys.append((side, site.beside or '"*"', f"{site.tokens.says()} tokens: what stands {where} the image is text"))
+        keys.append(
+            (
+                side,
+                site.beside or '"*"',
+                f"{site.tokens.says()} tokens: what stands {where} the image is text",
+            )
+        )
         if site.order == "unknown":
             unsure.append("whether the other tokens are in front of the image (prefix) or behind it (suffix)")
     if site.rotary is not None:
@@ -92,11 +98,15 @@ def _names(groups: Sequence[SiteGroup]) -> list[str]:
     locals_ = [g.first.path.removeprefix(f"{g.first.block}.").replace(".", "_") for g in groups]
     lists = [g.first.block.partition(".")[0].partition("_")[0] for g in groups]
     names = list(base)
-    coarse = [f"coarse{g.level if g.level > 2 else ''}_{n}" if g.level > 1 else n for g, n in zip(groups, names, strict=True)]
+    coarse = [
+        f"coarse{g.level if g.level > 2 else ''}_{n}" if g.level > 1 else n
+        for g, n in zip(groups, names, strict=True)
+    ]
     names = coarse
     first_list = lists[0] if lists else ""
     names = [
-        f"{where}_{n}" if names.count(n) > 1 and where != first_list else n for n, where in zip(names, lists, strict=True)
+        f"{where}_{n}" if names.count(n) > 1 and where != first_list else n
+        for n, where in zip(names, lists, strict=True)
     ]
     names = [
         f"{n.removesuffix(b)}{own}" if names.count(n) > 1 and own not in names else n

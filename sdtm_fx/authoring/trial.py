@@ -110,7 +110,9 @@ def _half_merged(recipe: Recipe, copy: SmallCopy, survey: Survey) -> Check:
     if wrong or not seen:
         says = "; ".join(wrong[:3]) or "no merged module was called"
         return Check("ratio 0.5", False, f"about half of the image tokens should be kept: {says}")
-    return Check("ratio 0.5", True, f"{len(seen)} modules keep about half of the image tokens: {'; '.join(found)}")
+    return Check(
+        "ratio 0.5", True, f"{len(seen)} modules keep about half of the image tokens: {'; '.join(found)}"
+    )
 
 
 def _named(recipe: Recipe) -> list[Any]:

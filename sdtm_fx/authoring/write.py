@@ -79,7 +79,9 @@ def _sites(sites: Sequence[DraftSite]) -> Iterator[str]:
 
 def _what(site: DraftSite) -> str:
     first = site.group.first
-    joined = f", joined with {first.parallel[0].rpartition('.')[2]} in one projection" if first.parallel else ""
+    joined = (
+        f", joined with {first.parallel[0].rpartition('.')[2]} in one projection" if first.parallel else ""
+    )
     return f"{first.kind}{joined}"
 
 
@@ -141,5 +143,7 @@ def _line(key: str, line: Line) -> Iterator[str]:
 
 def _quoted(pattern: str) -> str:
     """A pattern in quotes where YAML would read its signs."""
-    plain = pattern.replace("*", "").replace(".", "").replace("_", "").isalnum() and not pattern.startswith("*")
+    plain = pattern.replace("*", "").replace(".", "").replace("_", "").isalnum() and not pattern.startswith(
+        "*"
+    )
     return pattern if plain else '"' + pattern.replace("\\", "\\\\") + '"'

@@ -18,7 +18,8 @@ def author(
     config: Config = None,
     inputs: Inputs = None,
     name: Annotated[
-        str | None, typer.Option(help="Name of the recipe; by default as the file is called.", show_default=False)
+        str | None,
+        typer.Option(help="Name of the recipe; by default as the file is called.", show_default=False),
     ] = None,
     layers: Annotated[
         int, typer.Option(min=1, help="Most layers of each kind in the copy with random weights that is run.")
@@ -32,7 +33,9 @@ def author(
     from sdtm_fx.inspecting.opening import open_subject
 
     diffusers.utils.logging.set_verbosity_error()
-    draft = write(survey(open_subject(model, config), inputs or (), layers=layers), out, name=name, layers=layers)
+    draft = write(
+        survey(open_subject(model, config), inputs or (), layers=layers), out, name=name, layers=layers
+    )
     console = Console(soft_wrap=True, highlight=False)
     for check in draft.checks:
         console.print(Text(f"{check.name}: {check.says}", "" if check.passed else "red"))
@@ -42,6 +45,8 @@ def author(
         console.print(Text(f"wrote {out}"))
         return
     console.print(
-        Text(f"wrote {out}, which does not work yet: edit what the last check names, then run sdtm-fx recipes validate")
+        Text(
+            f"wrote {out}, which does not work yet: edit what the last check names, then run sdtm-fx recipes validate"
+        )
     )
     raise typer.Exit(1)

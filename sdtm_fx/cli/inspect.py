@@ -16,7 +16,8 @@ Model = Annotated[
     ),
 ]
 Config = Annotated[
-    Path | None, typer.Option(help="config.json for a class; by default its own defaults.", show_default=False)
+    Path | None,
+    typer.Option(help="config.json for a class; by default its own defaults.", show_default=False),
 ]
 Inputs = Annotated[
     list[str] | None,
@@ -38,7 +39,9 @@ def inspect(
     batch: Annotated[int, typer.Option(min=1, help="Samples per call, with guidance halves.")] = 1,
     draw: Annotated[
         Path | None,
-        typer.Option(help="Draw the blocks, before and after --recipe: .svg, .html or .dot.", show_default=False),
+        typer.Option(
+            help="Draw the blocks, before and after --recipe: .svg, .html or .dot.", show_default=False
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print data instead of tables.")] = False,
 ) -> None:

@@ -91,7 +91,9 @@ def make(
         seed: Of random numbers.
     """
     named = sizes.named()
-    shape = tuple(d if isinstance(d, int) else named[d] if d in named else int(config[d]) for d in argument.shape)
+    shape = tuple(
+        d if isinstance(d, int) else named[d] if d in named else int(config[d]) for d in argument.shape
+    )
     if argument.form == "number":
         return shape[0]
     if argument.form == "shapes":

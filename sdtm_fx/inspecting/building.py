@@ -24,7 +24,14 @@ LIMIT = 40_000_000
 """Weights of a copy that is run as it is."""
 
 _COUNTS = ("layer", "depth", "block")
-_HEADS = ("num_attention_heads", "num_heads", "n_heads", "num_kv_heads", "n_kv_heads", "num_cross_attention_heads")
+_HEADS = (
+    "num_attention_heads",
+    "num_heads",
+    "n_heads",
+    "num_kv_heads",
+    "n_kv_heads",
+    "num_cross_attention_heads",
+)
 
 
 def build_on_meta(subject: Subject, config: Mapping[str, Any] | None = None) -> torch.nn.Module:
@@ -121,13 +128,17 @@ def _narrower(config: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], int]]
         width = max(heads.values()) * _head_dim(config)
         for divisor in sorted(_divisors(common) - {1}, reverse=True):
             narrow = {n: v // divisor if n in heads else v for n, v in config.items()}
-            wide = {n: v // divisor if _is_width(n, v, width) and n not in heads else v for n, v in narrow.items()}
+            wide = {
+                n: v // divisor if _is_width(n, v, width) and n not in heads else v for n, v in narrow.items()
+            }
             yield wide, divisor
             yield narrow, divisor
     channels = config.get("block_out_channels")
     if isinstance(channels, list | tuple):
         groups = config.get("norm_num_groups") or 1
-        for divisor in sorted(_divisors(math.gcd(*channels) // math.gcd(*channels, groups)) - {1}, reverse=True):
+        for divisor in sorted(
+            _divisors(math.gcd(*channels) // math.gcd(*channels, groups)) - {1}, reverse=True
+        ):
             yield {**config, "block_out_channels": tuple(c // divisor for c in channels)}, divisor
 
 

@@ -85,7 +85,10 @@ def find_call(
         InspectionError: An argument is given that forward does not have, none is known for a required one, or
             nothing that was tried runs; says which arguments the failing line reads.
     """
-    variants = [_options(model, config, given or {}, fixed) for fixed in (False, True)[: 1 + bool(fixed_lengths(config))]]
+    variants = [
+        _options(model, config, given or {}, fixed)
+        for fixed in (False, True)[: 1 + bool(fixed_lengths(config))]
+    ]
     failures: list[tuple[_Attempt, dict[str, Choice], CallSizes]] = []
     tries = 0
     for sizes, options in itertools.product(_sizes(config), variants):

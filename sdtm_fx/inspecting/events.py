@@ -21,7 +21,13 @@ _ACTIVATIONS = (
     torch.relu, torch.sigmoid, torch.tanh, torch.nn.functional.glu, torch._C._nn.gelu,
 )  # fmt: skip
 _PRODUCTS = (
-    torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.bmm, torch.Tensor.bmm, torch.baddbmm, torch.einsum,
+    torch.matmul,
+    torch.Tensor.matmul,
+    torch.Tensor.__matmul__,
+    torch.bmm,
+    torch.Tensor.bmm,
+    torch.baddbmm,
+    torch.einsum,
 )
 _SOFTMAX = (F.softmax, torch.softmax, torch.Tensor.softmax)
 

@@ -58,7 +58,9 @@ def find_sites(
         inside = [a for a in attention if a.path == block or a.path.startswith(f"{block}.")]
         for call in inside:
             if call.path == block:
-                left_out.append(LeftOut(block, "attention", "the block's own forward computes it, no module of it does"))
+                left_out.append(
+                    LeftOut(block, "attention", "the block's own forward computes it, no module of it does")
+                )
         for place in _places(block, capture, observation):
             calls = observation.calls[place.path]
             mine = [a for a in inside if a.path == place.path or a.path.startswith(f"{place.path}.")]
@@ -66,7 +68,9 @@ def find_sites(
             if kind is None:
                 continue
             if len(calls) > 1:
-                left_out.append(LeftOut(place.path, kind, f"its block calls it {len(calls)} times; a site is called once"))
+                left_out.append(
+                    LeftOut(place.path, kind, f"its block calls it {len(calls)} times; a site is called once")
+                )
                 continue
             keys = mine[0].keys if mine else None
             found = _as_site(model, place, kind, keys, observation, capture)
@@ -90,12 +94,18 @@ def _attention_kind(calls: Sequence[AttentionCall]) -> SiteKind | None:
         return "linear attention"
     if call.keys.image == 0:
         return "cross-attention"
-    return "self-attention" if call.queries.stream == "image" and call.keys == call.queries else "joint attention"
+    return (
+        "self-attention"
+        if call.queries.stream == "image" and call.keys == call.queries
+        else "joint attention"
+    )
 
 
 def _feed_forward_kind(place: _Place, observation: Observation) -> SiteKind | None:
     """Linear, activation, linear, in one module; or a linear layer whose activation and second layer follow."""
-    lengths = [s[1] for s in place.seen.inputs.values() if len(s) == 3 and s[1] is not None and s[1].image > 0]
+    lengths = [
+        s[1] for s in place.seen.inputs.values() if len(s) == 3 and s[1] is not None and s[1].image > 0
+    ]
     # A picture, [B, C, H, W] or [B, H, W, C]: what carries tokens here follows the sides, not the area.
     pictures = [s for s in place.seen.inputs.values() if len(s) == 4]
     if not lengths and not pictures:
@@ -105,7 +115,11 @@ def _feed_forward_kind(place: _Place, observation: Observation) -> SiteKind | No
     active = any(e.what == "activation" for e in inner)
     if len(wide) >= 2 and active:
         return "feed-forward"
-    return "feed-forward" if len(wide) == 1 and wide[0].path == place.path and _continues(place, observation) else None
+    return (
+        "feed-forward"
+        if len(wide) == 1 and wide[0].path == place.path and _continues(place, observation)
+        else None
+    )
 
 
 def _runs_on(event: Seen, lengths: Sequence[Length], pictures: bool) -> bool:
@@ -137,7 +151,9 @@ def _activates(node: fx.Node, block: str, observation: Observation) -> bool:
     """Whether a node is an activation alone, and not a module that also has layers."""
     name = str(getattr(node.target, "__name__", node.target))
     if node.op == "call_module":
-        return _holds(node, block, observation, "activation") and not _holds(node, block, observation, "linear")
+        return _holds(node, block, observation, "activation") and not _holds(
+            node, block, observation, "linear"
+        )
     return node.op == "call_function" and name in _ACTIVATIONS
 
 
@@ -154,10 +170,19 @@ def _as_site(
     capture: Capture,
 ) -> FoundSite | LeftOut:
     """Try the arguments and outputs that may carry the tokens, until one is a site."""
-    block, why = model.get_submodule(place.block), "no argument of it is [batch, tokens, width] with image tokens"
+    block, why = (
+        model.get_submodule(place.block),
+        "no argument of it is [batch, tokens, width] with image tokens",
+    )
     for name, slot, length in _inputs(place):
         for output in _outputs(place, length):
-            spec = SiteSpec(id="found", kind="attention" if keys else "feed_forward", match=place.path, input=slot, output=output)
+            spec = SiteSpec(
+                id="found",
+                kind="attention" if keys else "feed_forward",
+                match=place.path,
+                input=slot,
+                output=output,
+            )
             try:
                 site = locate(capture.graph, block, spec, place.local, place.path)
             except SiteError as error:

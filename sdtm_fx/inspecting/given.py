@@ -30,7 +30,9 @@ def _parse(text: str, config: Mapping[str, Any]) -> tuple[str, Argument]:
     name, equals, rest = text.partition("=")
     dims, *words = rest.split(":")
     if not equals or not name or not dims:
-        raise InspectionError(f"--input {text!r}: found no name=dimensions; write name=batch,text,16 or name=batch:zeros")
+        raise InspectionError(
+            f"--input {text!r}: found no name=dimensions; write name=batch,text,16 or name=batch:zeros"
+        )
     known = [*CallSizes(1, 1, 1, 1).named(), *(k for k, v in config.items() if type(v) is int)]
     shape: list[int | str] = []
     for dim in re.split(r"[,\s]+", dims.strip("[] ")):
@@ -39,12 +41,16 @@ def _parse(text: str, config: Mapping[str, Any]) -> tuple[str, Argument]:
         elif dim in known:
             shape.append(dim)
         else:
-            raise InspectionError(f"--input {text!r}: {dim!r} is no size{nearest(dim, known)}; accepted: {', '.join(known)}")
+            raise InspectionError(
+                f"--input {text!r}: {dim!r} is no size{nearest(dim, known)}; accepted: {', '.join(known)}"
+            )
     fill: Any = None
     kind: Any = "float"
     for word in words:
         if word not in (*_FILLS, *_KINDS):
             accepted = ", ".join((*_FILLS, *_KINDS))
-            raise InspectionError(f"--input {text!r}: found {word!r}; accepted: {accepted}{nearest(word, (*_FILLS, *_KINDS))}")
+            raise InspectionError(
+                f"--input {text!r}: found {word!r}; accepted: {accepted}{nearest(word, (*_FILLS, *_KINDS))}"
+            )
         fill, kind = (word, kind) if word in _FILLS else (fill, word)
     return name, Argument(tuple(shape), fill, kind)

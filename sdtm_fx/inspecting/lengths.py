@@ -53,7 +53,8 @@ def other_sizes(first: CallSizes) -> tuple[CallSizes, ...]:
     """
     sides = ((1, 0), (2, 0), (1, 4), (3, 4))
     return tuple(
-        replace(first, height=n * first.height, width=n * first.width, text=first.text + more) for n, more in sides
+        replace(first, height=n * first.height, width=n * first.width, text=first.text + more)
+        for n, more in sides
     )
 
 
@@ -81,4 +82,8 @@ def _term(factor: Fraction, letter: str) -> str:
         return ""
     if factor == 1:
         return letter
-    return f"{factor}{letter}" if factor.denominator == 1 else f"{factor.numerator if factor.numerator > 1 else ''}{letter}/{factor.denominator}"
+    return (
+        f"{factor}{letter}"
+        if factor.denominator == 1
+        else f"{factor.numerator if factor.numerator > 1 else ''}{letter}/{factor.denominator}"
+    )

@@ -136,12 +136,20 @@ def attention_calls(observation: Observation) -> list[AttentionCall]:
     found: list[AttentionCall] = []
     for event in observation.seen:
         if event.what == "attention":
-            query, key = (event.inputs.get(str(i), event.inputs.get(n, ())) for i, n in enumerate(("query", "key")))
+            query, key = (
+                event.inputs.get(str(i), event.inputs.get(n, ())) for i, n in enumerate(("query", "key"))
+            )
             if query and key and query[-2] is not None and key[-2] is not None:
                 found.append(AttentionCall(event.path, "softmax", query[-2], key[-2]))
         if event.what == "softmax":
             out = event.outputs.get("", ())
-            if len(out) >= 3 and out[-1] is not None and out[-2] is not None and _varies(out[-1]) and _varies(out[-2]):
+            if (
+                len(out) >= 3
+                and out[-1] is not None
+                and out[-2] is not None
+                and _varies(out[-1])
+                and _varies(out[-2])
+            ):
                 found.append(AttentionCall(event.path, "softmax", out[-2], out[-1]))
     exact = {a.path for a in found}
     for event in observation.seen:

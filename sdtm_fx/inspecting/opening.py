@@ -51,7 +51,7 @@ def open_subject(model: str, config: Path | None = None) -> Subject:
     """
     if config is None and model in PUBLISHED:
         shape = PUBLISHED[model]
-        return Subject(shape.build, shape.config, f"published shape {model}")
+        return Subject(model_class(shape.build.name), shape.config, f"published shape {model}")
     path = Path(model)
     if path.is_dir():
         if config is not None:
@@ -143,4 +143,6 @@ def _parameters(kind: type[torch.nn.Module]) -> dict[str, inspect.Parameter]:
 
 
 def _open_ended(kind: type[torch.nn.Module]) -> bool:
-    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(inspect.unwrap(kind.__init__)).parameters.values())
+    return any(
+        p.kind is p.VAR_KEYWORD for p in inspect.signature(inspect.unwrap(kind.__init__)).parameters.values()
+    )

@@ -26,7 +26,9 @@ def pattern_for(wanted: Collection[str], every: Iterable[str]) -> str:
         (glob,) = families
         if _matches(glob, paths) == target:
             return glob
-    bodies = [_parts(name, found, [p for p in paths if family(p) == name]) for name, found in families.items()]
+    bodies = [
+        _parts(name, found, [p for p in paths if family(p) == name]) for name, found in families.items()
+    ]
     expression = REGEX_PREFIX + _join(bodies)
     if _matches(expression, paths) == target:
         return expression
@@ -60,7 +62,9 @@ def _parts(name: str, wanted: list[str], every: list[str]) -> list[str]:
 def _join(bodies: list[list[str]]) -> str:
     """One expression for several families; what all of them end with is written once."""
     shared = 0
-    while len({tuple(body[-shared - 1 :]) for body in bodies}) == 1 and all(len(b) > shared + 1 for b in bodies):
+    while len({tuple(body[-shared - 1 :]) for body in bodies}) == 1 and all(
+        len(b) > shared + 1 for b in bodies
+    ):
         shared += 1
     heads = [r"\.".join(body[: len(body) - shared]) for body in bodies]
     tail = bodies[0][len(bodies[0]) - shared :]

@@ -16,9 +16,7 @@ _TOLERANCE = 1e-4
 """Of the largest number: products of other rows are summed in another order."""
 
 
-def keep_pointwise(
-    sites: Sequence[FoundSite], copy: SmallCopy
-) -> tuple[list[FoundSite], list[LeftOut]]:
+def keep_pointwise(sites: Sequence[FoundSite], copy: SmallCopy) -> tuple[list[FoundSite], list[LeftOut]]:
     """Run one feed-forward of each kind on permuted tokens, and drop those whose tokens see each other.
 
     Args:

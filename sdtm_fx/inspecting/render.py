@@ -13,7 +13,12 @@ from sdtm_fx.inspecting.lengths import Length
 from sdtm_fx.inspecting.marks import Marks
 from sdtm_fx.inspecting.survey import FoundSite, Survey
 
-_WHERE = {"image": "", "text first": ", text first", "image first": ", image first", "unknown": ", order unknown"}
+_WHERE = {
+    "image": "",
+    "text first": ", text first",
+    "image first": ", image first",
+    "unknown": ", order unknown",
+}
 
 
 def render(survey: Survey, marks: Marks | None = None) -> RenderableType:
@@ -50,7 +55,9 @@ def _call(survey: Survey) -> Text:
 
 
 def _blocks(survey: Survey) -> Table:
-    table = Table(Column("blocks", overflow="fold"), "class", "nodes", "sites in each", title="Block structures")
+    table = Table(
+        Column("blocks", overflow="fold"), "class", "nodes", "sites in each", title="Block structures"
+    )
     for structure in survey.structures:
         locals_ = [s.path.removeprefix(f"{s.block}.") for s in survey.sites if s.block == structure.paths[0]]
         table.add_row(

@@ -54,7 +54,8 @@ def _latent(parameter: inspect.Parameter, facts: Facts) -> list[Choice] | None:
     name = parameter.name
     if "list" in str(parameter.annotation).lower():
         return [
-            {name: Argument(("batch", c, 1, "height", "width"), form="list")} for c in _fields(facts, "in_channels")
+            {name: Argument(("batch", c, 1, "height", "width"), form="list")}
+            for c in _fields(facts, "in_channels")
         ]
     found: list[Choice] = []
     for channels in [*_fields(facts, "in_channels"), *_fields(facts, "channels", "in_dim")]:
@@ -97,7 +98,9 @@ def _mask(parameter: inspect.Parameter, facts: Facts) -> list[Choice] | None:
     name = parameter.name
     lengths: list[Dimension] = [*text_lengths(name, facts), "sequence", "tokens"]
     given: list[Choice] = [
-        {name: Argument(("batch", length), "ones", kind)} for length in lengths for kind in ("float", "bool", "int")
+        {name: Argument(("batch", length), "ones", kind)}
+        for length in lengths
+        for kind in ("float", "bool", "int")
     ]
     return given if parameter.default is parameter.empty else [ABSENT, *given]
 
@@ -120,7 +123,9 @@ def _ids(parameter: inspect.Parameter, facts: Facts) -> list[Choice] | None:
     if found is None:
         return None
     of_image = found[1] in ("img", "image")
-    axes = next((v for n, v in facts.config.items() if n.startswith("axes_dim") and isinstance(v, list | tuple)), ())
+    axes = next(
+        (v for n, v in facts.config.items() if n.startswith("axes_dim") and isinstance(v, list | tuple)), ()
+    )
     length = "tokens" if of_image else "text"
     fill = "grid_ids" if of_image else "zeros"
     found_choices: list[Choice] = []
@@ -184,7 +189,9 @@ def _added(parameter: inspect.Parameter, facts: Facts) -> list[Choice] | None:
         f"{name}.resolution": Argument(("batch", 2), "ones"),
         f"{name}.aspect_ratio": Argument(("batch", 1), "ones"),
     }
-    embeds: list[Choice] = [{f"{name}.image_embeds": Argument(("batch", w))} for w in _widths(name, facts, "hid")]
+    embeds: list[Choice] = [
+        {f"{name}.image_embeds": Argument(("batch", w))} for w in _widths(name, facts, "hid")
+    ]
     return [ABSENT, sizes, *embeds]
 
 
@@ -211,10 +218,14 @@ def _rotary(parameter: inspect.Parameter, facts: Facts) -> list[Choice] | None:
 
 def _text(parameter: inspect.Parameter, facts: Facts) -> list[Choice] | None:
     """A prompt: one row for each token, as wide as some field of the config says."""
-    if not re.search(r"encoder_hidden_states|cap_feats|text_embed|caption|prompt_embeds|text_bth", parameter.name):
+    if not re.search(
+        r"encoder_hidden_states|cap_feats|text_embed|caption|prompt_embeds|text_bth", parameter.name
+    ):
         return None
     name = parameter.name
-    widths = _widths(name, facts, "joint", "cross_attention_dim", "caption", "text", "cap_", "encoder_hid", "context")
+    widths = _widths(
+        name, facts, "joint", "cross_attention_dim", "caption", "text", "cap_", "encoder_hid", "context"
+    )
     if "list" in str(parameter.annotation).lower():
         return [{name: Argument(("batch", "text", w), form="list")} for w in widths]
     lengths = text_lengths(name, facts)
@@ -288,5 +299,8 @@ def _unique(choices: list[Choice]) -> list[Choice]:
 def parameters_of(forward: Callable[..., Any]) -> Iterator[inspect.Parameter]:
     """The parameters that a call of a forward must or may give, ``self`` and ``return_dict`` left out."""
     for parameter in list(inspect.signature(inspect.unwrap(forward)).parameters.values())[1:]:
-        if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) and parameter.name != "return_dict":
+        if (
+            parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+            and parameter.name != "return_dict"
+        ):
             yield parameter

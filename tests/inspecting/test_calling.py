@@ -77,7 +77,9 @@ def test_squares_are_tried_last() -> None:
 
 
 def test_what_the_user_gives_is_taken() -> None:
-    assert found(open_subject("sd3-medium"), "timestep=batch:zeros", "hidden_states=batch,16,height,width") == {
+    assert found(
+        open_subject("sd3-medium"), "timestep=batch:zeros", "hidden_states=batch,16,height,width"
+    ) == {
         "hidden_states": "[batch, 16, height, width]",
         "encoder_hidden_states": "[batch, text, joint_attention_dim]",
         "pooled_projections": "[batch, pooled_projection_dim]",
@@ -113,7 +115,10 @@ class Odd(nn.Module):
 
 
 def test_an_argument_that_no_rule_knows_is_named() -> None:
-    with pytest.raises(InspectionError, match=r"Odd.forward needs 'weather' \(torch.Tensor\), of which nothing is known; give it"):
+    with pytest.raises(
+        InspectionError,
+        match=r"Odd.forward needs 'weather' \(torch.Tensor\), of which nothing is known; give it",
+    ):
         find_call(Odd(), {"in_channels": 4})
     call = find_call(Odd(), {"in_channels": 4}, parse_inputs(["weather=batch,1,1,1:ones"], {}))
     assert call.arguments["hidden_states"].shape == ("batch", "in_channels", "height", "width")
@@ -137,7 +142,9 @@ def test_forms_other_than_tensors() -> None:
     host: Any = torch.device("cpu")
     assert make(Argument(("height",), form="number"), sizes, {}, host) == 4
     assert make(Argument(("batch", 3), form="shapes"), sizes, {}, host) == [[(1, 4, 3)]] * 2
-    assert [t.shape for t in make(Argument(("batch", "text", 8), form="list"), sizes, {}, host)] == [(7, 8)] * 2
+    assert [t.shape for t in make(Argument(("batch", "text", 8), form="list"), sizes, {}, host)] == [
+        (7, 8)
+    ] * 2
     assert len(make(Argument(("tokens", 8), form="pair"), sizes, {}, host)) == 2
     ids = make(Argument(("tokens", 3), "grid_ids"), sizes, {}, host)
     assert ids[-1].tolist() == [0.0, 3.0, 2.0]

@@ -40,7 +40,12 @@ def test_an_empty_length() -> None:
     assert Length().says() == "0"
 
 
-EVERY = [f"{where}.{i}.{name}" for where, n in (("blocks", 3), ("single", 2)) for i in range(n) for name in ("attn", "ff")]
+EVERY = [
+    f"{where}.{i}.{name}"
+    for where, n in (("blocks", 3), ("single", 2))
+    for i in range(n)
+    for name in ("attn", "ff")
+]
 
 
 @pytest.mark.parametrize(

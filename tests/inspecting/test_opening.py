@@ -47,12 +47,22 @@ def test_a_config_file_alone_is_enough(tmp_path: Path) -> None:
     [
         ("SD3Transformr2DModel", None, r"no model class of diffusers .*did you mean 'SD3Transformer2DModel'"),
         ("sd3-medum", None, r"did you mean 'sd3-medium'"),
-        ("SD3Transformer2DModel", SD3 | {"num_layer": 1}, r"has no field 'num_layer' \(did you mean 'num_layers'\?\)"),
-        ("FluxTransformer2DModel", SD3, "is the config of a SD3Transformer2DModel, and FluxTransformer2DModel was asked"),
+        (
+            "SD3Transformer2DModel",
+            SD3 | {"num_layer": 1},
+            r"has no field 'num_layer' \(did you mean 'num_layers'\?\)",
+        ),
+        (
+            "FluxTransformer2DModel",
+            SD3,
+            "is the config of a SD3Transformer2DModel, and FluxTransformer2DModel was asked",
+        ),
         ("UNet2DModel", [1], "found a list; a config is a mapping"),
     ],
 )
-def test_it_says_what_does_not_fit(tmp_path: Path, model: str, data: dict | list | None, message: str) -> None:
+def test_it_says_what_does_not_fit(
+    tmp_path: Path, model: str, data: dict | list | None, message: str
+) -> None:
     config = None if data is None else write_config(tmp_path, data)  # type: ignore[arg-type]
     with pytest.raises(InspectionError, match=message):
         open_subject(model, config)
@@ -67,10 +77,14 @@ def test_it_says_what_is_missing(tmp_path: Path) -> None:
     broken.write_text("{")
     with pytest.raises(InspectionError, match="not JSON"):
         open_subject(str(tmp_path))
-    with pytest.raises(InspectionError, match="a checkpoint folder has its own config.json; leave --config out"):
+    with pytest.raises(
+        InspectionError, match="a checkpoint folder has its own config.json; leave --config out"
+    ):
         open_subject(str(tmp_path), broken)
     nameless = write_config(tmp_path / "nameless", {"num_layers": 1})
-    with pytest.raises(InspectionError, match=r"no _class_name; say which class it is for: CLASS --config config.json"):
+    with pytest.raises(
+        InspectionError, match=r"no _class_name; say which class it is for: CLASS --config config.json"
+    ):
         open_subject(str(nameless))
 
 
