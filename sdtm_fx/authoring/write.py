@@ -47,7 +47,7 @@ def write_draft(survey: Survey, sites: Sequence[DraftSite], name: str) -> str:
 
 def _head(survey: Survey, name: str) -> Iterator[str]:
     model = survey.subject.name
-    yield f"# Drafted from {model} ({survey.subject.source}) by its structure; nothing has been measured on this model.\n"
+    yield f"# Drafted from {model} ({survey.subject.source}) by its structure; nothing has been measured on it.\n"
     yield "version: 1\n"
     yield f"name: {name}\n"
     yield f"description: {model}, a draft. Merging with the settings of the recipes for SD3 and FLUX.\n"
@@ -115,7 +115,7 @@ def _settings(survey: Survey, sites: Sequence[DraftSite]) -> Iterator[str]:
     if any(s.keep_dense is None and s.group.first.rotary is not None for s in sites):
         share, why = ["batch"], "rotary tables have no batch axis: one plan serves every sample"
     yield "ratio:\n"
-    yield "  curve: constant  # with forecasts, a ratio that falls over the steps measured no better on SD3, and costs graphs\n"
+    yield "  curve: constant  # with forecasts, a falling ratio measured no better on SD3, and costs graphs\n"
     yield "  start: 0.7  # below 0.75, which is all that 2 x 2 windows can remove\n"
     yield "  # unsure: every number of this section and of those below comes from SD3 and FLUX\n"
     yield "keep_dense:\n"

@@ -71,7 +71,9 @@ def choose_recipes(names: Sequence[str]) -> tuple[str, ...]:
     known = family_recipes()
     for name in names:
         if name not in known:
-            raise RecipeError(f"table: found recipe {name!r}{nearest(name, known)}; accepted: {', '.join(known)}")
+            raise RecipeError(
+                f"table: found recipe {name!r}{nearest(name, known)}; accepted: {', '.join(known)}"
+            )
     return tuple(names) or known
 
 

@@ -129,7 +129,7 @@ def _options(
     options: dict[str, list[Choice]] = {}
     for parameter in parameters:
         mine = {n: a for n, a in given.items() if n.partition(".")[0] == parameter.name}
-        found = [mine] if mine else choices_for(parameter, facts)
+        found: list[Choice] | None = [mine] if mine else choices_for(parameter, facts)
         if not found:
             raise InspectionError(
                 f"{type(model).__name__}.forward needs {parameter.name!r} ({_annotation(parameter)}), of which nothing "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import networkx as nx
 import torch
@@ -19,7 +20,6 @@ from sdtm_fx.inspecting.survey import FoundSite, LeftOut, Rotary, SiteKind
 from sdtm_fx.recipe.sections import SiteSpec
 from sdtm_fx.sites.locating import Site, locate
 from sdtm_fx.sites.region import as_digraph, path_to_residual
-
 
 _ACTIVATIONS = ("gelu", "silu", "relu", "sigmoid", "tanh", "mish")
 
@@ -138,7 +138,7 @@ def _continues(place: _Place, observation: Observation) -> bool:
     if second is None:
         return False
     # A gate may be another layer on the same tokens: the activation need not be on this one's own way.
-    digraph = as_digraph(graph)
+    digraph: Any = as_digraph(graph)
     between = nx.descendants(digraph, entry) & nx.ancestors(digraph, second)
     return any(_activates(n, place.block, observation) for n in between)
 

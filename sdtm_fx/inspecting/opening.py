@@ -51,7 +51,8 @@ def open_subject(model: str, config: Path | None = None) -> Subject:
     """
     if config is None and model in PUBLISHED:
         shape = PUBLISHED[model]
-        return Subject(model_class(shape.build.name), shape.config, f"published shape {model}")
+        name = str(getattr(shape.build, "name", getattr(shape.build, "__name__", "")))
+        return Subject(model_class(name), shape.config, f"published shape {model}")
     path = Path(model)
     if path.is_dir():
         if config is not None:

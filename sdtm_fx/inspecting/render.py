@@ -67,7 +67,13 @@ def _blocks(survey: Survey) -> Table:
 
 
 def _sites(survey: Survey, marks: Marks | None) -> Table:
-    columns = [Column("modules", overflow="fold"), "computes", "tokens", "positions", "GMACs"]
+    columns: list[Column | str] = [
+        Column("modules", overflow="fold"),
+        "computes",
+        "tokens",
+        "positions",
+        "GMACs",
+    ]
     table = Table(*columns, *(["recipe"] if marks is not None else []), title="Sites")
     for group in group_sites(survey):
         site = group.first

@@ -203,7 +203,7 @@ def _rotary(parameter: inspect.Parameter, facts: Facts) -> list[Choice] | None:
     if not re.search(r"rotary|rope|freqs", parameter.name):
         return None
     name = parameter.name
-    dims = [*_fields(facts, "attention_head_dim", "head_dim")]
+    dims: list[Dimension] = [*_fields(facts, "attention_head_dim", "head_dim")]
     heads, hidden = facts.config.get("num_attention_heads"), facts.config.get("hidden_size")
     if isinstance(heads, int) and isinstance(hidden, int):
         dims.append(hidden // heads)

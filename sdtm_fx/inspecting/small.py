@@ -54,6 +54,6 @@ def small_copy(subject: Subject, call: FoundCall, layers: int = 2) -> SmallCopy:
         kind: Any = subject.kind
         return SmallCopy(fill(kind(**config)), smaller, said)
     raise InspectionError(
-        f"{subject.name}: no copy with at most {layers} layers of each kind and {LIMIT / 1e6:.0f} million weights runs, "
-        "so nothing was run; give a config of a smaller model with --config, or fewer --layers"
+        f"{subject.name}: no copy with at most {layers} layers of each kind and {LIMIT / 1e6:.0f} million weights "
+        "runs, so nothing was run; give a config of a smaller model with --config, or fewer --layers"
     )

@@ -102,8 +102,11 @@ def test_what_the_user_gives_is_checked(text: str, message: str) -> None:
 
 
 def test_a_call_that_never_runs_says_where_it_stops_and_what_the_line_reads() -> None:
-    with pytest.raises(InspectionError, match=r"no example call of SD3Transformer2DModel was found in \d+ tries.*"
-                       r"`hidden_states = self.pos_embed\(hidden_states\).*the line reads hidden_states.*--input hidden"):  # fmt: skip
+    message = (
+        r"no example call of SD3Transformer2DModel was found in \d+ tries.*"
+        r"`hidden_states = self.pos_embed\(hidden_states\).*the line reads hidden_states.*--input hidden"
+    )
+    with pytest.raises(InspectionError, match=message):
         found(open_subject("sd3-medium"), "hidden_states=batch,5,height,width")
 
 

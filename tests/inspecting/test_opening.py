@@ -69,16 +69,16 @@ def test_it_says_what_does_not_fit(
 
 
 def test_it_says_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(InspectionError, match="no such file; give the config.json of a diffusers model"):
+    with pytest.raises(InspectionError, match=r"no such file; give the config.json of a diffusers model"):
         open_subject("SD3Transformer2DModel", tmp_path / "nowhere.json")
-    with pytest.raises(InspectionError, match="no config.json here, nor in transformer/, unet/"):
+    with pytest.raises(InspectionError, match=r"no config\.json here, nor in transformer/, unet/"):
         open_subject(str(tmp_path))
     broken = tmp_path / "config.json"
     broken.write_text("{")
     with pytest.raises(InspectionError, match="not JSON"):
         open_subject(str(tmp_path))
     with pytest.raises(
-        InspectionError, match="a checkpoint folder has its own config.json; leave --config out"
+        InspectionError, match=r"a checkpoint folder has its own config.json; leave --config out"
     ):
         open_subject(str(tmp_path), broken)
     nameless = write_config(tmp_path / "nameless", {"num_layers": 1})
@@ -105,8 +105,15 @@ def test_a_config_that_the_class_refuses_is_named() -> None:
 
 
 def test_layers_are_cut_and_widths_stay() -> None:
-    config = {"num_layers": 24, "num_single_layers": 1, "transformer_layers_per_block": (1, 2, 10), "layers_per_block": 2,
-              "attention_head_dim": 64, "block_out_channels": (320, 640), "dual_attention_layers": (0, 1, 2, 12)}  # fmt: skip
+    config = {
+        "num_layers": 24,
+        "num_single_layers": 1,
+        "transformer_layers_per_block": (1, 2, 10),
+        "layers_per_block": 2,
+        "attention_head_dim": 64,
+        "block_out_channels": (320, 640),
+        "dual_attention_layers": (0, 1, 2, 12),
+    }
     cut = with_layers(config, 2)
     assert {n for n in config if cut[n] != config[n]} == {"num_layers", "transformer_layers_per_block"}
     assert (cut["num_layers"], cut["transformer_layers_per_block"]) == (2, (1, 2, 2))
