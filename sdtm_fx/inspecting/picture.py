@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import fx
 
-from sdtm_fx.runtime import ops
+from sdtm_fx.runtime import key_ops, ops, span_ops
 
 BoxKind = Literal["merge", "unmerge", "site", "module", "value", "operation"]
 
@@ -111,9 +111,8 @@ def _box(node: fx.Node, sites: Collection[str]) -> Box:
 
 
 def _kind(node: fx.Node) -> BoxKind:
-    if node.target in (ops.merge_tokens,):
+    if node.target in (ops.plan_tokens, ops.merge_tokens, key_ops.reduce_keys, span_ops.enter_span):
         return "merge"
-    name = getattr(node.target, "__name__", "")
-    if "unmerge" in name:
-        return "unmerge"
-    return "merge" if name.startswith(("merge", "make_plan", "plan")) else "operation"
+    if node.target in (ops.unmerge_tokens, ops.blend_forecast, span_ops.leave_span):
+        return "unmerge"  # a forecast is blended in where merged tokens come back
+    return "operation"
