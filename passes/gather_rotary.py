@@ -42,7 +42,11 @@ def gather_rotary(work: BlockWork) -> int:
         plan = site_plan(site)
         with work.graph.inserting_before(site.node):
             follow = rotary_ops.gather_rotary if work.recipe.passes.gather_rotary else rotary_ops.cut_rotary
-            place = (*stream_place(work), site.spec.rotary_axis, site.spec.suffix is not None)
+            place: tuple[Any, ...] = (
+                *stream_place(work),
+                site.spec.rotary_axis,
+                site.spec.suffix is not None,
+            )
             while place and place[-1] in (0, False) and not isinstance(place[-1], fx.Node):
                 place = place[:-1]  # as if it had not been said
             gathered = _map_tables(work.graph, follow, (plan, *place), tables)

@@ -90,7 +90,7 @@ def time_parts(
     model: BenchModel,
     recipe: Recipe,
     setup: BenchSetup,
-    grids: Sequence[tuple[int, int]],
+    grids: Sequence[TokenGrid],
     on_run: Callable[[], None] = lambda: None,
 ) -> tuple[PartTimes, ...]:
     """Time plan, merge and unmerge of every merging stage, each compiled on its own where the setup says so.

@@ -23,21 +23,29 @@ class Signature:
 
     Read once per class; binding is then a dictionary merge, cheap enough for every call and plain
     enough for torch.compile.
+
+    Attributes:
+        names: Names of the parameters, in order.
+        defaults: Their defaults.
+        open_ended: Whether there is a ``**kwargs``.
+        extra: Name of a ``*args``, None where there is none; bound to a tuple where more is given than parameters take.
     """
 
     names: tuple[str, ...]
     defaults: Mapping[str, Any]
     open_ended: bool
+    extra: str | None = None
 
     @staticmethod
     def of(forward: Callable[..., Any]) -> Signature:
-        """Read the signature of an unbound forward, looking through decorators; ``*args`` may not be used."""
+        """Read the signature of an unbound forward, looking through decorators."""
         parameters = list(inspect.signature(inspect.unwrap(forward)).parameters.values())[1:]
         named = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
         return Signature(
             names=tuple(p.name for p in named),
             defaults={p.name: p.default for p in named if p.default is not p.empty},
             open_ended=any(p.kind is p.VAR_KEYWORD for p in parameters),
+            extra=next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), None),
         )
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,7 +54,7 @@ class Signature:
         Raises:
             TypeError: An argument is missing, unknown or given twice, as Python itself would say.
         """
-        if len(args) > len(self.names):
+        if len(args) > len(self.names) and self.extra is None:
             raise TypeError(f"takes {len(self.names)} arguments, {len(args)} were given")
         given = dict(zip(self.names, args, strict=False))
         for name, value in kwargs.items():
@@ -60,7 +68,17 @@ class Signature:
             raise TypeError(f"missing arguments: {', '.join(missing)}")
         bound = {n: given[n] if n in given else self.defaults[n] for n in self.names}
         bound.update({n: v for n, v in given.items() if n not in bound})
+        if self.extra is not None and len(args) > len(self.names):
+            bound[self.extra] = tuple(args[len(self.names) :])
         return bound
+
+    def spread(self, bound: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return bound arguments as a call takes them: the inverse of `bind`."""
+        if self.extra is None or self.extra not in bound:
+            return (), dict(bound)
+        named = tuple(bound[name] for name in self.names)
+        rest = {n: v for n, v in bound.items() if n not in self.names and n != self.extra}
+        return (*named, *bound[self.extra]), rest
 
 
 def flatten(arguments: Mapping[str, Any]) -> tuple[Key, list[Leaf]]:

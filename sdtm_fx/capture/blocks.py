@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from sdtm_fx.capture.arguments import Key, Leaf, Signature, flatten
 from sdtm_fx.capture.hooked import hooks_bypassed
+from sdtm_fx.capture.kept import attributes_kept
 from sdtm_fx.capture.stand_ins import weights_in_place
 from sdtm_fx.capture.tracer import BlockTracer, Capture
 from sdtm_fx.errors import CaptureError
@@ -82,8 +83,9 @@ def capture_outer(
         # Inner modules that hold a block must be looked into, to see the block's call.
         ancestors = {path[:i] for path in block_paths for i, c in enumerate(path) if c == "."}
         try:
-            with weights_in_place(model, leaves):
-                outer = BlockTracer(opened=ancestors - set(block_paths)).capture(model, key, leaves)
+            with weights_in_place(model, leaves), attributes_kept(model):
+                tracer = BlockTracer(opened=ancestors - set(block_paths), constants=True)
+                outer = tracer.capture(model, key, leaves)
         except CaptureError as error:
             if isinstance(error.__cause__, DataDependentOutputException):
                 raise CaptureError(f"{error}: the forward reads a value of a tensor on the host") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -139,12 +140,19 @@ def _value(
         return sizes.of(name, spec.number)
     if isinstance(spec, ShapesInput):
         image = recipe.tokens.whole(size.grid)
-        return [[image, *([(1, 1, size.references)] if size.references else [])] for _ in range(size.batch)]
+        others = [(1, *_rectangle(size.references))] if size.references else []
+        return [[image, *others] for _ in range(size.batch)]
     shape = tuple(sizes.of(name, dimension) for dimension in spec.shape)
     tensors = [_fill(recipe, spec, shape, size, like) for _ in range(_copies(name, spec, sizes))]
     if spec.copies is None:
         return tensors[0]
     return tensors if spec.copies == "batch" else tuple(tensors)
+
+
+def _rectangle(tokens: int) -> tuple[int, int]:
+    """The sides of so many tokens that are nearest to a square: tables of positions have an end."""
+    height = next(side for side in range(math.isqrt(tokens), 0, -1) if tokens % side == 0)
+    return height, tokens // height
 
 
 def _copies(name: str, spec: InputSpec, sizes: _Sizes) -> int:

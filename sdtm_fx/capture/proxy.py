@@ -93,6 +93,12 @@ class ValueProxy(fx.Proxy):
     def __float__(self) -> float:
         return float(self.tracer.guard(self, float))
 
+    def __format__(self, form: str) -> str:
+        """A number in text (the key of a module, ``f"{patch_size}"``) is as the example says, and a guard."""
+        if isinstance(self.value, int | float):
+            return format(self.tracer.guard(self, type(self.value)), form)
+        return super().__format__(form)
+
 
 class AttributeProxy(ValueProxy):
     """``proxy.name``: a method about to be called, or an attribute that becomes a node when used."""

@@ -15,7 +15,7 @@ from unittest import mock
 import torch
 from torch import fx
 
-from sdtm_fx.capture.arguments import Key, Leaf, leaf_names, unflatten
+from sdtm_fx.capture.arguments import Key, Leaf, Signature, leaf_names, unflatten
 from sdtm_fx.capture.guards import expect
 from sdtm_fx.capture.proxy import ValueProxy, value_of
 from sdtm_fx.errors import CaptureError
@@ -54,12 +54,21 @@ class BlockTracer(fx.Tracer):
     Args:
         opened: Paths, relative to the traced module, of submodules to trace through.
         opaque: Functions to record as one node instead of tracing through them.
+        constants: Whether tensors that are neither parameters nor buffers may stand in the graph, such as tables that a
+            model keeps from an earlier call. It then describes a forward, and cannot be run in its place.
     """
 
-    def __init__(self, opened: Collection[str] = (), opaque: Collection[Callable[..., Any]] = ()) -> None:
+    def __init__(
+        self,
+        opened: Collection[str] = (),
+        opaque: Collection[Callable[..., Any]] = (),
+        constants: bool = False,
+    ) -> None:
         super().__init__()
         self.opened = frozenset(opened)
         self.opaque = tuple(opaque)
+        self.constants = constants
+        self._held: dict[str, torch.Tensor] = {}
         self.guards = 0
         self.calls: dict[fx.Node, tuple[tuple[Any, ...], dict[str, Any]]] = {}
         self._depth = 0  # > 0 while values are computed: nothing is recorded then
@@ -85,7 +94,8 @@ class BlockTracer(fx.Tracer):
         try:
             with self._recording():
                 proxies = [self.create_proxy("placeholder", name, (), {}) for name in examples]
-                result = forward(module, **unflatten(key, iter(proxies)))
+                args, kwargs = Signature.of(forward).spread(unflatten(key, iter(proxies)))
+                result = forward(module, *args, **kwargs)
                 self.create_node("output", "output", (self.create_arg(result),), {})
         except CaptureError:
             raise
@@ -155,6 +165,9 @@ class BlockTracer(fx.Tracer):
 
     def _tensor_proxy(self, tensor: torch.Tensor) -> ValueProxy:
         name = self._tensors.get(id(tensor))
+        if name is None and self.constants:
+            name = self._tensors[id(tensor)] = f"constant_{len(self._held)}"
+            self._held[name] = tensor
         if name is None:
             raise CaptureError(
                 f"{type(self.root).__name__}.forward makes a constant tensor of shape {tuple(tensor.shape)} "
@@ -165,6 +178,8 @@ class BlockTracer(fx.Tracer):
     def _evaluate(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
         if kind == "placeholder":
             return self._examples[target]
+        if kind == "get_attr" and target in self._held:
+            return self._held[target]
         if kind == "get_attr":
             return functools.reduce(getattr, target.split("."), self.root)
         if kind == "call_method":

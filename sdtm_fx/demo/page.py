@@ -16,6 +16,7 @@ from sdtm_fx.demo.pictures import data_uri, difference, merged_share, shaded, sh
 from sdtm_fx.demo.report import environment
 from sdtm_fx.demo.slots import MergeMap, merge_map
 from sdtm_fx.explaining.plan_record import PlanRecord, SiteRecord
+from sdtm_fx.grids import TokenGrid
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Frame:
     note: str
     tone: str
     image: str
-    grid: tuple[int, int]
+    grid: TokenGrid
     map: MergeMap | None
 
 

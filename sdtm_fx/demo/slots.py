@@ -67,7 +67,7 @@ def merge_map(site: SiteRecord, image: Tensor, row: int = -1) -> MergeMap:
     slots: Slots = site.assign[row].long().numpy().reshape(height, width)
     positions: NDArray[np.int64] = site.positions[row].long().numpy()
     sizes = np.bincount(slots.ravel(), minlength=site.kept)
-    colours = _token_colours(image, site.grid)
+    colours = _token_colours(image, (height, width))
     shared = []
     for slot in np.flatnonzero(sizes > 1):
         mask = slots == slot

@@ -82,8 +82,8 @@ def _native_grid(model: torch.nn.Module, recipe: Recipe) -> TokenGrid:
     latent = config.get("sample_size")
     if not latent:
         return 64, 64
-    patch = layout.patch if isinstance(layout, LatentGrid) else config.get("patch_size", 1)
-    height, width = (patch, patch) if isinstance(patch, int) else patch
+    patch = layout.patches if isinstance(layout, LatentGrid) else config.get("patch_size", 1)
+    height, width = (patch, patch) if isinstance(patch, int) else patch[-2:]
     return latent // height, latent // width
 
 

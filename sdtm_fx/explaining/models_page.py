@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,8 @@ costs included: of linear layers and convolutions alone, which is the convention
 model's products that is in no linear layer, and *left dense* what the recipe never merges: sites by name, and what lies
 in no site (projections around the blocks, text, convolutions).
 
-Sizes are what a model is made for, and twice that where its positions reach so far.
+Sizes are what a model is made for, and twice that where its positions reach so far. Models that edit are given one
+reference of the size of the image.
 """
 
 _COSTS = (
@@ -36,6 +38,15 @@ _COSTS = (
     "speedup", "left dense",
 )  # fmt: skip
 _MODELS = ("recipe", "class", "published as", "blocks", "sites", "steps", "text", "halves")
+
+
+ABSENT = (
+    (
+        "Lumina-Image 2.0",
+        "its forward reads the lengths of prompts on the host, so it cannot be traced without values",
+    ),
+)
+"""Models without a recipe, and why."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +58,14 @@ class ModelRow:
         shape: Name of the published model.
         sites: How many modules each site of the recipe has, by id.
         merged: Ids of the sites that some stage merges.
-        costs: What `explain` says, by pixels of a side.
+        costs: What `explain` says, by pixels of a side, or what a size is called.
     """
 
     recipe: str
     shape: str
     sites: dict[str, int]
     merged: frozenset[str]
-    costs: dict[int, Explanation]
+    costs: dict[str, Explanation]
 
 
 def family_recipes() -> tuple[str, ...]:
@@ -98,6 +109,10 @@ def models_page(names: Sequence[str]) -> str:
             "",
             *_table(_COSTS, (cells for row in rows for cells in _cost_cells(row))),
             "",
+            "## What is not there",
+            "",
+            *_table(("what", "why"), iter(ABSENT)),
+            "",
         ]
     )
 
@@ -112,11 +127,11 @@ def model_row(name: str) -> ModelRow:
     published, recipe = PUBLISHED[shape], load_recipe(name).override(gate="off")
     model = rewrite(build_shape(shape).eval(), recipe)
     costs = {}
-    for pixels in published.sizes:
-        side = pixels // published.pixels
-        costs[pixels] = explain(
-            model, steps=published.steps, grid=(side, side), batch=published.halves, text=published.text,
-            quiet=True,
+    for size, grid in published.sized_grids.items():
+        whole = (1, *grid) if recipe.tokens.has_frames and len(grid) == 2 else grid
+        costs[size] = explain(
+            model, steps=published.steps, grid=whole, batch=published.halves, text=published.text,
+            references=published.references * math.prod(grid), quiet=True,
         )  # fmt: skip
     first = next(iter(costs.values()))
     return ModelRow(
@@ -145,12 +160,11 @@ def _model_cells(row: ModelRow) -> tuple[str, ...]:
 
 
 def _cost_cells(row: ModelRow) -> Iterator[tuple[str, ...]]:
-    for pixels, told in row.costs.items():
-        height, width = told.grid[-2:]
+    for size, told in row.costs.items():
         yield (
             f"`{row.recipe}`",
-            str(pixels),
-            f"{height} x {width}",
+            size,
+            " x ".join(map(str, told.grid if told.grid[0] > 1 else told.grid[-2:])),
             _tera(told.dense.linear),
             _tera(told.dense.total),
             f"{told.dense.attention / told.dense.total:.0%}",

@@ -46,7 +46,7 @@ def without_younger(data: dict[str, Any]) -> dict[str, Any]:
         for name in outer:
             owner[name] = owner = dict(owner[name])
         parts = owner.get(key)
-        if section == "inputs":
+        if section == "inputs" and parts is not None:
             owner[key] = {name: _cut(part, section) for name, part in parts.items()}
         elif parts is not None:
             owner[key] = (

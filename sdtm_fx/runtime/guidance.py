@@ -43,7 +43,7 @@ def guidance_change(output: Any, grid: TokenGrid, protected_frames: int = 0) -> 
         whole = (grid[0] + protected_frames, *grid[1:])
         change = functional.adaptive_avg_pool3d(change, whole)[:, :, protected_frames:]
         return change.flatten(1).repeat(2, 1)
-    return functional.adaptive_avg_pool2d(change, grid).flatten(1).repeat(2, 1)
+    return functional.adaptive_avg_pool2d(change, (grid[0], grid[1])).flatten(1).repeat(2, 1)
 
 
 def pooled(scores: torch.Tensor, grid: TokenGrid, own: TokenGrid) -> torch.Tensor:
@@ -51,7 +51,7 @@ def pooled(scores: torch.Tensor, grid: TokenGrid, own: TokenGrid) -> torch.Tenso
     if own == grid:
         return scores
     maps = scores.unflatten(1, (-1, *grid[-2:]))  # frame by frame
-    return functional.adaptive_avg_pool2d(maps, own[-2:]).flatten(1)
+    return functional.adaptive_avg_pool2d(maps, (own[-2], own[-1])).flatten(1)
 
 
 def check_importance(state: BranchState, stacked: int, *, rehearses: bool) -> None:

@@ -62,7 +62,9 @@ def locate(graph: fx.Graph, block: torch.nn.Module, spec: SiteSpec, local: str, 
     slot = _slot(node, block.get_submodule(local), spec.input, where)
     entry = node.args[slot] if isinstance(slot, int) else node.kwargs[slot]
     if not isinstance(entry, fx.Node) or not _is_sequence(entry):
-        raise SiteError(f"{where}: input {spec.input!r} is not a [batch, tokens, width] tensor")
+        raise SiteError(
+            f"{where}: input {spec.input!r} is not a [batch, tokens, width] tensor{_as_picture(entry)}"
+        )
     exit_, side = _outputs(node, spec, where)
     if not _is_sequence(exit_) or exit_.meta["val"].shape[:2] != entry.meta["val"].shape[:2]:
         raise SiteError(
@@ -103,6 +105,17 @@ def _outputs(node: fx.Node, spec: SiteSpec, where: str) -> tuple[fx.Node, tuple[
         )
     exit_ = items.pop(spec.output)
     return exit_, tuple(n for n in items.values() if n.users)
+
+
+def _as_picture(entry: object) -> str:
+    """What to say of a module that takes the tokens as a picture; nothing of any other."""
+    value = entry.meta.get("val") if isinstance(entry, fx.Node) else None
+    if not isinstance(value, torch.Tensor) or value.ndim != 4:
+        return ""
+    return (
+        f" but {list(value.shape)}: a picture of all tokens, which a convolution goes over; merged tokens lie on no "
+        "grid, so such a module stays dense"
+    )
 
 
 def _is_sequence(node: fx.Node) -> bool:

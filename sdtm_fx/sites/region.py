@@ -26,9 +26,40 @@ def path_to_residual(graph: fx.Graph, entry: fx.Node, exit_: fx.Node) -> list[fx
     Every node returned post-dominates the one before it, so the site has a single way out; the last is an
     addition whose other operand does not depend on the site and has the tokens of its entry.
 
+    A module that runs on text and image in one sequence may be cut there and then, with an addition for each part; the
+    additions take in what the cuts leave.
+
     Returns:
-        The nodes from `exit_` to the addition, or None when there is no such addition.
+        The nodes from `exit_` to the addition, or to the cuts; None when there is no such addition.
     """
+    parts = _token_cuts(exit_)
+    if parts:
+        found = [_to_addition(graph, part, part) for part in parts]
+        return [exit_] if all(chain is not None for chain in found) else None
+    return _to_addition(graph, entry, exit_)
+
+
+def _token_cuts(node: fx.Node) -> list[fx.Node]:
+    """The slices along the tokens that a sequence is cut into, where that is all that becomes of it."""
+    users = [user for user in node.users if not _reads_shape(user)]
+    return users if len(users) > 1 and all(_cuts_tokens(user) for user in users) else []
+
+
+def _reads_shape(node: fx.Node) -> bool:
+    return node.op == "call_method" and node.target == "size"
+
+
+def _cuts_tokens(node: fx.Node) -> bool:
+    if node.op != "call_function" or node.target is not operator.getitem:
+        return False
+    index = node.args[1]
+    whole = slice(None)
+    if not isinstance(index, tuple) or len(index) < 2 or not all(isinstance(i, slice) for i in index):
+        return False
+    return index[0] == whole and index[1] != whole and all(i == whole for i in index[2:])
+
+
+def _to_addition(graph: fx.Graph, entry: fx.Node, exit_: fx.Node) -> list[fx.Node] | None:
     digraph = as_digraph(graph)
     output = next(iter(reversed(graph.nodes)))
     after = nx.immediate_dominators(digraph.reverse(copy=False), output)

@@ -10,8 +10,11 @@ import torch
 from diffusers import (
     ChromaTransformer2DModel,
     DiTTransformer2DModel,
+    Flux2Transformer2DModel,
     HunyuanDiT2DModel,
+    QwenImageTransformer2DModel,
     UNet2DConditionModel,
+    ZImageTransformer2DModel,
 )
 from diffusers.models.embeddings import get_2d_rotary_pos_embed
 from torch import nn
@@ -35,9 +38,10 @@ class FamilyCase:
         latent: The argument that holds the image.
         odd: A grid of odd sides, not square where the model takes that.
         structures: How many different block graphs it has.
-        compiles: Whether ``torch.compile(fullgraph=True)`` takes the model as diffusers has it.
         text: Text tokens of every call here.
-        registers: Tokens of the model's own in front of the text.
+        beside: How many tokens stand beside image and references where blocks run on one sequence, from the number of
+            image tokens and that of text tokens.
+        references: Tokens of reference images in every call here.
         sites: What both stages merge; None for what the recipe says.
         changes: What else its recipe says here.
     """
@@ -48,21 +52,30 @@ class FamilyCase:
     latent: str = "hidden_states"
     odd: Grid = (9, 7)
     structures: int = 1
-    compiles: bool = True
     text: int = 5
-    registers: int = 0
+    beside: Callable[[int, int], int] = field(default=lambda image, text: text, repr=False)
+    references: int = 0
     sites: tuple[str, ...] | None = None
     changes: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def is_variant(self) -> bool:
+        """Whether another case has the same blocks."""
+        return self.sites is not None or self.recipe_name in (
+            "pixart-alpha-512",
+            "flux.1-kontext",
+            "sdxl-turbo",
+        )
 
     @property
     def name(self) -> str:
         """What tests call it."""
         return self.recipe_name if self.sites is None else f"{self.recipe_name}, {' '.join(self.sites)}"
 
-    @property
-    def text_in_front(self) -> int:
-        """Tokens in front of the image where blocks run on one sequence."""
-        return self.registers + self.text
+    def text_of(self, batch: int) -> int:
+        """Text tokens of the longest prompt."""
+        inputs = self.call(batch, (2, 2))
+        return max(len(each) for each in inputs["cap_feats"]) if "cap_feats" in inputs else self.text
 
     def model(self) -> nn.Module:
         """A fresh model with weights large enough for every layer to matter."""
@@ -92,9 +105,17 @@ class FamilyCase:
 def moving(case: FamilyCase, inputs: Mapping[str, Any], step: int, count: int) -> dict[str, Any]:
     """The arguments of a later step: the image moves, and the time falls."""
     moved = dict(inputs)
-    moved[case.latent] = inputs[case.latent] * (1.0 - 0.5 * step / count) + 0.1 * step / count
-    moved["timestep"] = inputs["timestep"] * (1.0 - step / count)
+    scale, shift = 1.0 - 0.5 * step / count, 0.1 * step / count
+    latent, time = inputs[case.latent], "t" if "t" in inputs else "timestep"
+    one_per_sample = isinstance(latent, list)
+    moved[case.latent] = [x * scale + shift for x in latent] if one_per_sample else latent * scale + shift
+    moved[time] = inputs[time] * (1.0 - step / count)
     return moved
+
+
+def first(output: Any) -> torch.Tensor:
+    """What a model returned, as one tensor: a list holds one for every sample."""
+    return torch.stack(output[0]) if isinstance(output[0], list) else output[0]
 
 
 @torch.no_grad()
@@ -103,7 +124,7 @@ def run(case: FamilyCase, model: nn.Module, inputs: Mapping[str, Any], count: in
     outputs = []
     with sdtm_fx.steps(model, count) as clock:
         for step in range(count):
-            outputs.append(model(**moving(case, inputs, step, count))[0])
+            outputs.append(first(model(**moving(case, inputs, step, count))))
             clock.advance()
     return outputs
 
@@ -113,7 +134,7 @@ def run_plain(
     case: FamilyCase, model: nn.Module, inputs: Mapping[str, Any], count: int = 4
 ) -> list[torch.Tensor]:
     """The outputs of a model that is not rewritten, for the same inputs as `run`."""
-    return [model(**moving(case, inputs, step, count))[0] for step in range(count)]
+    return [first(model(**moving(case, inputs, step, count))) for step in range(count)]
 
 
 # -- the models -----------------------------------------------------------------------------------------
@@ -206,6 +227,78 @@ def _masked_chroma_inputs(batch: int, grid: Grid, text: int) -> dict[str, Any]:
     return _chroma_inputs(batch, grid, text) | {"attention_mask": mask}
 
 
+REFERENCES = 6
+
+
+def _kontext_inputs(batch: int, grid: Grid, text: int) -> dict[str, Any]:
+    """A reference of one row behind the image."""
+    inputs = ZOO["flux"].inputs(batch, grid, text)
+    reference = torch.tensor([[1.0, 0.0, column] for column in range(REFERENCES)])
+    return inputs | {
+        "hidden_states": noise(batch, grid[0] * grid[1] + REFERENCES, 16),
+        "img_ids": torch.cat([inputs["img_ids"], reference]),
+    }
+
+
+def _flux2() -> nn.Module:
+    return Flux2Transformer2DModel(
+        in_channels=16, num_layers=1, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=TEXT_DIM, timestep_guidance_channels=16, axes_dims_rope=(4, 4, 4, 4),
+    )  # fmt: skip
+
+
+def _flux2_inputs(batch: int, grid: Grid, text: int) -> dict[str, Any]:
+    """Ids have a fourth column, and an axis of samples, as the pipeline makes them."""
+    inputs = _kontext_inputs(batch, grid, text)
+    ids = torch.nn.functional.pad(inputs["img_ids"], (0, 1))
+    ids[-REFERENCES:, 0] = 10
+    del inputs["pooled_projections"]
+    return inputs | {"img_ids": ids.expand(batch, -1, -1), "txt_ids": torch.zeros(batch, text, 4)}
+
+
+def _qwen() -> nn.Module:
+    return QwenImageTransformer2DModel(
+        patch_size=2, in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=TEXT_DIM, axes_dims_rope=(4, 6, 6),
+    )  # fmt: skip
+
+
+def _qwen_inputs(batch: int, grid: Grid, text: int, references: tuple[Grid, ...] = ()) -> dict[str, Any]:
+    shapes = [(1, *sides) for sides in (grid, *references)]
+    return {
+        "hidden_states": noise(batch, sum(h * w for _, h, w in shapes), 16),
+        "encoder_hidden_states": noise(batch, text, TEXT_DIM),
+        "timestep": torch.full((batch,), 0.5),
+        "img_shapes": [shapes] * batch,
+        "return_dict": False,
+    }
+
+
+def _qwen_edit_inputs(batch: int, grid: Grid, text: int) -> dict[str, Any]:
+    """Two images are edited; one prompt is shorter than the other."""
+    mask = torch.ones(batch, text, dtype=torch.bool)
+    mask[0, -1] = False
+    mask = {"encoder_hidden_states_mask": mask}
+    return _qwen_inputs(batch, grid, text, ((1, 2), (2, 2))) | mask
+
+
+def _z_image() -> nn.Module:
+    return ZImageTransformer2DModel(
+        in_channels=4, dim=32, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=TEXT_DIM,
+        axes_dims=[4, 6, 6], axes_lens=[256, 64, 64],
+    )  # fmt: skip
+
+
+def _z_image_inputs(batch: int, grid: Grid, text: int) -> dict[str, Any]:
+    """One prompt is longer than the other, so that attention has a mask."""
+    return {
+        "x": [noise(4, 1, grid[0] * 2, grid[1] * 2, seed=i) for i in range(batch)],
+        "t": torch.full((batch,), 0.5),
+        "cap_feats": [noise(text + 30 * i, TEXT_DIM) for i in range(batch)],
+        "return_dict": False,
+    }
+
+
 FAMILIES = (
     FamilyCase("pixart-alpha", _pixart_alpha, _pixart_alpha_inputs),
     FamilyCase("pixart-alpha-512", pixart, ZOO["pixart"].inputs),
@@ -216,13 +309,23 @@ FAMILIES = (
         "hunyuan-dit", _hunyuan_dit, _hunyuan_dit_inputs, structures=2, sites=("self", "cross", "ff"),
         changes={"plan.share": ["batch"]},
     ),
-    FamilyCase("auraflow", ZOO["auraflow"].build, ZOO["auraflow"].inputs, structures=2, registers=8),
+    FamilyCase("auraflow", ZOO["auraflow"].build, ZOO["auraflow"].inputs, structures=2,
+        beside=lambda image, text: text + 8),
     FamilyCase("sana", ZOO["sana"].build, ZOO["sana"].inputs),
     FamilyCase("sana", ZOO["sana"].build, ZOO["sana"].inputs, sites=("self", "cross")),
     FamilyCase("chroma", _chroma, _masked_chroma_inputs, structures=2),
     FamilyCase(
         "chroma", _chroma, _chroma_inputs, structures=2, sites=("attn", "ff", "single_attn", "single_ff"),
         changes={"plan.share": ["batch"]},
+    ),
+    FamilyCase("flux.1-kontext", ZOO["flux"].build, _kontext_inputs, structures=2, references=REFERENCES),
+    FamilyCase("flux.2", _flux2, _flux2_inputs, structures=2, references=REFERENCES),
+    FamilyCase("qwen-image", _qwen, _qwen_inputs),
+    FamilyCase("qwen-image-edit", _qwen, _qwen_edit_inputs, references=6),
+    # Image and text are each padded to 32 tokens, and the prompts of a batch to the longest.
+    FamilyCase(
+        "z-image", _z_image, _z_image_inputs, latent="x",
+        beside=lambda image, text: -image % 32 + text + -text % 32,
     ),
     # A U-Net halves its sides: odd ones are rounded up, on every level.
     FamilyCase("sd1.5", _sd15, _sd15_inputs, latent="sample", odd=(18, 11), structures=2),

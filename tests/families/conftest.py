@@ -11,7 +11,12 @@ from tests.families.cases import FAMILIES, FamilyCase
 from tests.measured import costs_measured_once
 
 
-@pytest.fixture(params=FAMILIES, ids=lambda case: case.name)
+@pytest.fixture(
+    params=[
+        pytest.param(case, marks=pytest.mark.slow if case.is_variant else (), id=case.name)
+        for case in FAMILIES
+    ]
+)
 def case(request: pytest.FixtureRequest) -> FamilyCase:
     """Every family in turn."""
     return request.param

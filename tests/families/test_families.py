@@ -14,7 +14,7 @@ import sdtm_fx
 from sdtm_fx.layer_rates import coarser
 from sdtm_fx.methods.base import Method
 from sdtm_fx.recipe.match import compile_match
-from tests.families.cases import FamilyCase, moving, run, run_plain
+from tests.families.cases import FamilyCase, first, moving, run, run_plain
 from tests.user.cases import all_equal, module_state, the_rewriting
 
 
@@ -41,7 +41,7 @@ def test_sites_run_on_the_tokens_that_are_kept(case: FamilyCase) -> None:
         with watched(model) as lengths, sdtm_fx.steps(model, steps) as clock, torch.no_grad():
             for step in range(steps):
                 lengths.clear()
-                output = model(**moving(case, inputs, step, steps))[0]
+                output = first(model(**moving(case, inputs, step, steps)))
                 assert output.shape == dense[batch, grid][step].shape
                 assert bool(output.isfinite().all())
                 assert not torch.equal(output, dense[batch, grid][step])
@@ -49,8 +49,9 @@ def test_sites_run_on_the_tokens_that_are_kept(case: FamilyCase) -> None:
                 for site in rewriting.recipe.sites:
                     ((samples, length),) = lengths[site.id]
                     height, width = coarser(grid, site.downsample)
-                    front = case.text_in_front if site.prefix is not None else 0
-                    removed = front + height * width - length
+                    image, in_one = height * width, site.prefix is not None or site.suffix is not None
+                    beside = case.beside(image, case.text_of(batch)) if in_one else 0
+                    removed = beside + image + case.references - length
                     assert samples == batch
                     if site.id in stage.sites:
                         check_half(removed, stage.method, (height, width))

@@ -72,11 +72,11 @@ def site(**more: Any) -> list[dict[str, Any]]:
         ),
         (
             {"stages": stage(name="ssm", window=[1, 1, 1])},
-            "found window (1, 1, 1); accepted (height, width), or (frames, height, width) on a grid with frames, with two",
+            "found window (1, 1, 1); accepted (height, width), or (frames, height, width) on a grid with frames",
         ),
         (
             {"sites": site(prefix="*", suffix="*")},
-            "sites[0].suffix: found '*' beside prefix '*'; accepted what is left of the sequence on one side of the image",
+            "sites[0].suffix: found '*' beside prefix '*'; accepted what is left of the sequence on one side",
         ),
         (
             {"tokens": {"grid": {"shapes": "img_shapes"}}, "sites": site(downsample=2)},
@@ -198,7 +198,7 @@ def test_shapes_and_ids_of_an_example_call_know_references() -> None:
     shapes = {"img_shapes": {"fill": "grid_shapes"}, "hidden_states": ["batch", "tokens", "channels"]}
     recipe = Recipe.from_mapping(data(tokens={"grid": {"shapes": "img_shapes"}}, inputs=shapes))
     call = example_call(Model(), recipe, ExampleSize(2, 9, (1, 4, 5), references=6))
-    assert call["img_shapes"] == [[(1, 4, 5), (1, 1, 6)]] * 2
+    assert call["img_shapes"] == [[(1, 4, 5), (1, 2, 3)]] * 2
     assert call["hidden_states"].shape == (2, 26, 3)
     grid = {"ids": "ids", "columns": [1, 2], "reference_column": 0}
     inputs = {"ids": {"shape": ["batch", "tokens", 4], "fill": "grid_ids"}}

@@ -7,8 +7,8 @@ the diffusers class.
 from __future__ import annotations
 
 import importlib.resources
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
@@ -47,6 +47,8 @@ class BenchModel:
         halves: CFG halves stacked in one call.
         sizes: Sides of the square images, in pixels, that its costs are told at: what it is made for first.
         steps: Denoising steps that its costs are told at.
+        grids: Grids in tokens that its costs are told at instead, by what they are called: those of videos.
+        references: Reference images of the image's size that a call has.
         source: Where it is published.
     """
 
@@ -58,22 +60,34 @@ class BenchModel:
     halves: int
     sizes: tuple[int, ...] = (1024, 2048)
     steps: int = 28
+    references: int = 0
+    grids: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     source: str = ""
+
+    @property
+    def sized_grids(self) -> dict[str, tuple[int, ...]]:
+        """Grids in tokens that its costs are told at, by pixels of a side or what they are called."""
+        if self.grids:
+            return {name: tuple(grid) for name, grid in self.grids.items()}
+        return {str(side): (side // self.pixels, side // self.pixels) for side in self.sizes}
 
     @property
     def width(self) -> int:
         """Channels of a token."""
+        if "dim" in self.config:
+            return int(self.config["dim"])
         return int(self.config["num_attention_heads"] * self.config["attention_head_dim"])
 
 
 def read_models() -> dict[str, BenchModel]:
     """Read the files of this folder, by name."""
     folder = importlib.resources.files(__name__)
-    files = sorted((f for f in folder.iterdir() if f.name.endswith(".yaml")), key=lambda file: file.name)
-    return {file.name.removesuffix(".yaml"): _read(file.read_text(encoding="utf-8")) for file in files}
+    files = {f.name.removesuffix(".yaml"): f for f in folder.iterdir() if f.name.endswith(".yaml")}
+    return {name: _read(files[name].read_text(encoding="utf-8")) for name in sorted(files)}
 
 
 def _read(text: str) -> BenchModel:
-    data = yaml.safe_load(text)
+    data: dict[str, Any] = yaml.safe_load(text)
     data["build"] = ModelClass(data.pop("model"))
-    return BenchModel(**{key: tuple(v) if isinstance(v, list) else v for key, v in data.items()})
+    fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in data.items()}
+    return BenchModel(**fields)
