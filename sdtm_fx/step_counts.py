@@ -41,11 +41,21 @@ def stage_of_steps(stages: Sequence[Stage], steps: int) -> tuple[int, ...]:
 
 
 def dense_steps(recipe: Recipe, steps: int) -> frozenset[int]:
-    """Return the steps that `keep_dense` leaves alone."""
+    """Return the steps that `keep_dense` leaves alone.
+
+    Raises:
+        ScheduleError: It names a step that there is not.
+    """
     keep = recipe.keep_dense
+    beyond = [step for step in keep.steps if step >= steps]
+    if beyond:
+        raise ScheduleError(
+            f"{recipe.name}: keep_dense.steps: found step {beyond[0]}; accepted 0 to {steps - 1}, this generation has "
+            f"{steps} steps (a recipe that names steps is for one number of them)"
+        )
     every = spread_steps(keep.every_steps, steps) if keep.every_steps is not None else ()
     last = range(max(steps - keep.last_steps, 0), steps)
-    return frozenset({*range(min(keep.first_steps, steps)), *last, *every})
+    return frozenset({*range(min(keep.first_steps, steps)), *last, *every, *keep.steps})
 
 
 def spread_steps(every: float, steps: int) -> tuple[int, ...]:

@@ -119,12 +119,13 @@ def plans_per_call(rewriting: Rewriting, phase: Phase) -> int:
 def at_one_ratio(recipe: Recipe, ratio: float) -> Recipe:
     """The recipe with one ratio in all stages, merging in every step but the first two, wherever it says.
 
-    A recipe whose ratio is full keeps that.
+    A recipe whose ratio is full keeps that. Rules for single blocks are left out: few blocks are built here.
     """
     flat = recipe.override(
         {
             "stages.*.ratio": None,
             "sites.*.expect": None,
+            "layers": [],
             "gate": "off",
             "keep_dense": {"first_steps": 2, "last_steps": 0, "every_steps": None, "layers": []},
         }

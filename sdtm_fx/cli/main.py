@@ -21,6 +21,7 @@ from sdtm_fx.cli.methods import methods
 from sdtm_fx.cli.recipes import recipes
 from sdtm_fx.cli.tables import tables
 from sdtm_fx.cli.toy import toy
+from sdtm_fx.cli.tune import tune
 from sdtm_fx.errors import SdtmFxError
 
 
@@ -52,6 +53,7 @@ app.command("eval")(evaluate)
 app.command()(explain)
 app.command()(inspect)
 app.command()(tables)
+app.command()(tune)
 app.add_typer(methods, name="methods")
 app.add_typer(recipes, name="recipes")
 app.add_typer(toy, name="toy")

@@ -20,7 +20,7 @@ import sdtm_fx.passes
 from sdtm_fx.provenance import commit_of_code, processor
 
 _ROOT = Path(sdtm_fx.__file__).parent
-_DRAWS_NOTHING = ("analyze", "bench", "cli", "demo", "evaluate", "toy")
+_DRAWS_NOTHING = ("analyze", "bench", "cli", "demo", "evaluate", "toy", "tuning")
 
 
 def weights_digest(*modules: torch.nn.Module) -> str:

@@ -138,8 +138,10 @@ def _check_reuse(recipe: Recipe) -> Iterator[Problem]:
             )
         return
     needed = recipe.reuse.order + 1
-    if keep.every_steps is None and keep.first_steps < needed:
+    if keep.every_steps is None and len(keep.named) < needed:
         found = f"order {recipe.reuse.order} with {keep.first_steps} dense first steps and no every_steps"
         yield misfit(
-            ("reuse", "order"), found, f"keep_dense with every_steps, or with first_steps of {needed} or more"
+            ("reuse", "order"),
+            found,
+            f"keep_dense with every_steps, or with first_steps of {needed} or more, or with as many steps",
         )

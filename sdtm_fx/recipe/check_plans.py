@@ -65,7 +65,8 @@ def check_kept(recipe: Recipe) -> Iterator[Problem]:
 def check_importance(recipe: Recipe) -> Iterator[Problem]:
     """Check that a step comes before the first that reads its output."""
     keep = recipe.keep_dense
-    if "importance" in recipe.stages[0].method.wants() and keep.first_steps == 0 and keep.every_steps is None:
+    reads = "importance" in recipe.stages[0].method.wants()
+    if reads and 0 not in keep.named and keep.every_steps is None:
         yield misfit(
             ("keep_dense", "first_steps"),
             f"0 with method {recipe.stages[0].method.name}, which reads the output of the step before",

@@ -37,8 +37,13 @@ def write_yaml(data: Mapping[str, Any]) -> str:
     short["sites"] = [_without_null(site) for site in data["sites"]]
     short["spans"] = [_without_null(span) for span in data["spans"]]
     short["stages"] = [_without_null(stage) for stage in data["stages"]]
+    return dump_yaml(short)
+
+
+def dump_yaml(data: Mapping[str, Any]) -> str:
+    """Return plain data, a part of a recipe for instance, as YAML that the strict loader reads as the same data."""
     return yaml.dump(
-        short, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True
+        data, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True
     )
 
 

@@ -82,8 +82,15 @@ class KeepDense(Part):
     every_steps: Annotated[int, Field(ge=2)] | Annotated[float, Field(gt=1)] | None = None
     """Every so many steps one is dense, counted from the first; it refreshes what `reuse` needs. A fraction
     spreads dense steps evenly: with 1.5, every third step is not dense."""
+    steps: tuple[Count, ...] = ()
+    """Further steps, by number, counted from 0: for a recipe that is meant for one number of steps."""
     layers: tuple[int | Text, ...] = ()
     """Blocks that are never merged: indices (negative: from the end) or globs over block paths."""
+
+    @property
+    def named(self) -> frozenset[int]:
+        """The dense steps that do not depend on how many steps there are, without those that `every_steps` spreads."""
+        return frozenset({*range(self.first_steps), *self.steps})
 
 
 class Reuse(Part):

@@ -8,6 +8,7 @@ _DEFAULTS: tuple[tuple[str, str, object], ...] = (
     ("", "gate", "auto"),
     ("", "layers", []),
     ("", "spans", []),
+    ("keep_dense", "steps", []),
     ("plan", "destinations_every", None),
     ("plan", "proportional", False),
     ("reuse", "update", "dense"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,30 @@ def test_every_merging_stage_is_timed_with_fresh_and_with_kept_plans(small_sd3: 
     assert tome.planning_macs == macs / tome.dense_macs
     assert uniform.planning_macs == 0
     assert all(min(t.dense, t.fresh, t.kept) > 0 for c in found for t in c.triples)
+
+
+def test_rules_for_blocks_that_are_not_built_are_left_out(small_sd3: configs.BenchModel) -> None:
+    ruled = one_stage({"name": "uniform"}, layers=[{"match": "transformer_blocks.22", "scale": 0.5}])
+    assert compare_recipes(small_sd3, [ruled], SETUP)[0].kept == 31
+
+
+def test_a_method_that_lives_on_stored_values_keeps_them(small_sd3: configs.BenchModel) -> None:
+    reuse = {"order": 0, "weight": 0.0, "update": "tokens"}
+    stale = one_stage({"name": "token_cache"}, reuse=reuse).override({"stages.all.sites": ["ff"]})
+    found = compare_recipes(small_sd3, [stale], SETUP)
+    assert [c.method for c in found] == ["token_cache"]
+    assert found[0].planning_macs > 0
+
+
+def test_all_recipes_are_checked_before_the_first_is_timed(small_sd3: configs.BenchModel) -> None:
+    misfit = one_stage({"name": "uniform"}).override({"sites.ff.match": "transformer_blocks.*.fff"})
+    timed: list[int] = []
+    with pytest.raises(SdtmFxError, match="matches no module"):
+        compare_recipes(small_sd3, [one_stage({"name": "tome"}), misfit], SETUP, lambda: timed.append(1))
+    high = one_stage({"name": "ssm", "window": [1, 2]}, ratio={"curve": "constant", "start": 0.4})
+    with pytest.raises(SdtmFxError, match="which is what ssm can remove"):
+        compare_recipes(small_sd3, [one_stage({"name": "tome"}), high], replace(SETUP, ratio=0.6))
+    assert not timed
 
 
 def test_numbers_follow_from_triples() -> None:

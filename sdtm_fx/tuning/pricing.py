@@ -1,0 +1,116 @@
+"""What settings cost, and how a setting is brought to a budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from sdtm_fx.errors import ScheduleError
+from sdtm_fx.evaluate.schedule_costs import Costs, measure_costs
+from sdtm_fx.recipe.schema import Recipe
+from sdtm_fx.runtime.schedules import CallSize
+from sdtm_fx.tuning.setting import Setting, changes
+
+_HALVINGS = 10
+_NEVER = 1e-4  # a fraction below this merges nothing
+
+
+@dataclass
+class Pricing:
+    """The cost model, asked once for each kind of setting.
+
+    Attributes:
+        base: The recipe that settings are said in.
+        target: A dense pipeline or model.
+        size: Steps, grid, batch and text tokens.
+        speedup: The budget: dense over total MACs of a generation that is wanted, at least.
+        name: What recipes of settings are called.
+    """
+
+    base: Recipe
+    target: Any
+    size: CallSize
+    speedup: float
+    name: str
+    _costs: dict[tuple[object, ...], Costs] = field(default_factory=dict, repr=False)
+
+    def recipe(self, setting: Setting) -> Recipe:
+        """The recipe of a setting."""
+        return self.base.override({"name": self.name, **changes(setting, self.base)})
+
+    def price(self, setting: Setting) -> float:
+        """Dense over total MACs of a whole generation, by the cost model.
+
+        Raises:
+            ScheduleError: A fraction is out of a method's reach on this grid.
+        """
+        recipe = self.recipe(setting)
+        kind = (
+            tuple(fraction == 1 for fraction in setting.removed),
+            setting.sites,
+            setting.whole,
+            setting.order is None,
+        )
+        if kind not in self._costs:
+            self._costs[kind] = measure_costs(recipe, self.target, self.size)
+        return self._costs[kind].speedup(recipe)
+
+    def block_groups(self, number: int) -> tuple[tuple[int, ...], ...]:
+        """Divide the blocks that have sites, by number, into groups of consecutive ones, as equal as can be.
+
+        Args:
+            number: How many groups; fewer where there are fewer blocks.
+        """
+        costs = next(iter(self._costs.values()))
+        blocks = sorted({block.index for block in costs.model.blocks})
+        groups = min(number, len(blocks))
+        ends = [round(len(blocks) * (group + 1) / groups) for group in range(groups)]
+        return tuple(tuple(blocks[start:end]) for start, end in zip([0, *ends], ends, strict=False))
+
+    def meets(self, setting: Setting) -> bool:
+        """Whether a setting can be had on this grid, and is as cheap as it has to be."""
+        try:
+            return self.price(setting) >= self.speedup * (1 - 1e-6)
+        except ScheduleError:
+            return False
+
+    def reach(self) -> tuple[float, ...]:
+        """The largest fraction that each stage's method can remove on this grid."""
+        tokens = self.size.grid[0] * self.size.grid[1]
+        return tuple(stage.method.capacity(self.size.grid) / tokens for stage in self.base.stages)
+
+    def fit(self, setting: Setting) -> Setting | None:
+        """Bring a setting to the budget: no cheaper than it has to be, None where it cannot be cheap enough.
+
+        Fractions that merge are multiplied by one factor; where nothing merges, it is dear enough or it is not.
+
+        Args:
+            setting: A setting.
+        """
+        if not setting.merges:
+            return setting.canonical() if self.meets(setting) else None
+        merging = [(f, most) for f, most in zip(setting.removed, self.reach(), strict=True) if f < 1]
+        most = min(capacity / fraction for fraction, capacity in merging if fraction > 0)
+        low, high = 0.0, most
+        if not self.meets(setting.scaled(most)):
+            return None
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            if self.meets(setting.scaled(middle)):
+                high = middle
+            else:
+                low = middle
+        found = setting.scaled(high)
+        return None if min(found.removed) < _NEVER else found.canonical()
+
+    def fewest(self, setting: Setting, counts: range) -> int | None:
+        """The largest number of leading dense steps with which a setting meets the budget; None: not even the least.
+
+        Where dense steps lie makes little difference to what they cost, so a number found for one pattern serves all.
+
+        Args:
+            setting: A setting; its dense steps do not matter.
+            counts: Numbers to choose from, ascending.
+        """
+        fitting = [c for c in counts if self.meets(replace(setting, dense=tuple(range(c))))]
+        return max(fitting, default=None)

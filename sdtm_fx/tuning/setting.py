@@ -1,0 +1,148 @@
+"""A point on the scale from dense through merging to forecast, and the recipe that says it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sdtm_fx.errors import SdtmFxError
+from sdtm_fx.recipe.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How much of the model is computed where, for one number of denoising steps.
+
+    Attributes:
+        dense: Steps that are computed whole, ascending.
+        ends: For each stage of the recipe, the first step after it; the last is the number of steps.
+        removed: For each stage, the fraction of image tokens that is removed in the steps between dense ones; 1
+            forecasts the sites altogether.
+        order: Of the forecast that merged positions get; None: copies of their slot, nothing is stored.
+        weight: Share of the newly computed value at merged positions, where there is a forecast.
+        sites: For each stage, the sites that are merged or forecast.
+        whole: Blocks, by number, that are computed whole in every step.
+        plan_steps: Consecutive steps that share a plan.
+    """
+
+    dense: tuple[int, ...]
+    ends: tuple[int, ...]
+    removed: tuple[float, ...]
+    order: int | None
+    weight: float
+    sites: tuple[tuple[str, ...], ...]
+    whole: tuple[int, ...] = ()
+    plan_steps: int = 1
+
+    @property
+    def steps(self) -> int:
+        """Number of denoising steps."""
+        return self.ends[-1]
+
+    @property
+    def least_dense(self) -> int:
+        """How many dense steps its forecasts take."""
+        return 0 if self.order is None else self.order + 1
+
+    @property
+    def merges(self) -> bool:
+        """Whether some stage runs on fewer tokens."""
+        return any(fraction < 1 for fraction in self.removed)
+
+    @property
+    def caches(self) -> bool:
+        """Whether every stage is forecast altogether, as a step cache does it."""
+        return not self.merges
+
+    def scaled(self, factor: float) -> Setting:
+        """The same with every fraction that merges multiplied by a factor."""
+        return replace(self, removed=tuple(f if f == 1 else _round_down(f * factor) for f in self.removed))
+
+    def canonical(self) -> Setting:
+        """The same with all that changes nothing set to one value, so that equal points are equal."""
+        changes: dict[str, Any] = {}
+        if self.caches:
+            changes = {"weight": 0.0, "plan_steps": 1}
+            if len(set(self.sites)) == 1:  # nothing tells the stages apart
+                last = self.steps - len(self.ends) + 1
+                changes["ends"] = tuple(range(last, self.steps + 1))
+        elif self.order is None:
+            changes = {"weight": 0.0}
+        return replace(self, **changes)
+
+
+def setting_of(recipe: Recipe, steps: int, *, removed: float) -> Setting:
+    """The setting that a recipe's own stages make, with one fraction for all of them and no dense steps.
+
+    Args:
+        recipe: The recipe that settings are said in; every stage merges, on sites and not in spans.
+        steps: Denoising steps; at least one for each stage.
+        removed: The fraction.
+
+    Raises:
+        SdtmFxError: A stage does not merge, or names a span, or there are too few steps.
+    """
+    for stage in recipe.stages:
+        if not stage.method.merges:
+            raise SdtmFxError(
+                f"tune: {recipe.name}: found method {stage.method.name} in stage {stage.name!r}; accepted a recipe "
+                "whose stages merge: forecasting them altogether is part of what is tried"
+            )
+        spans = [site for site in stage.sites if site in {span.id for span in recipe.spans}]
+        if spans:
+            raise SdtmFxError(
+                f"tune: {recipe.name}: found the span {spans[0]!r} in stage {stage.name!r}; accepted sites only"
+            )
+    count = len(recipe.stages)
+    if steps < count:
+        raise SdtmFxError(f"tune: found {steps} steps; accepted {count} or more, one for each stage")
+    ends = [max(round(stage.until * steps), number + 1) for number, stage in enumerate(recipe.stages)]
+    ends = [min(end, steps - (count - 1 - number)) for number, end in enumerate(ends)]
+    weight = 0.1 if recipe.reuse is None else recipe.reuse.weight
+    return Setting(
+        dense=(),
+        ends=tuple(ends),
+        removed=(removed,) * count,
+        order=None,
+        weight=weight,
+        sites=tuple(stage.sites for stage in recipe.stages),
+    )
+
+
+def changes(setting: Setting, recipe: Recipe) -> dict[str, Any]:
+    """What a setting changes in the recipe that it is said in, as plain data under its sections.
+
+    Args:
+        setting: The setting.
+        recipe: As `setting_of` took it.
+    """
+    stages: dict[str, dict[str, Any]] = {}
+    for number, stage in enumerate(recipe.stages):
+        fraction = setting.removed[number]
+        own: dict[str, Any] = {} if setting.caches else {"until": setting.ends[number] / setting.steps}
+        if setting.sites[number] != stage.sites:
+            own["sites"] = list(setting.sites[number])
+        if fraction == 1:
+            own |= {"method": {"name": "skip"}, "ratio": None}
+        else:
+            own["ratio"] = {"curve": "constant", "start": fraction}
+        stages[stage.name] = own
+    said: dict[str, Any] = {
+        "stages": stages,
+        "keep_dense": {
+            "first_steps": 0,
+            "last_steps": 0,
+            "every_steps": None,
+            "steps": list(setting.dense),
+        },
+        "reuse": None if setting.order is None else {"order": setting.order, "weight": setting.weight},
+    }
+    if setting.whole:
+        said["keep_dense"]["layers"] = [*recipe.keep_dense.layers, *setting.whole]
+    if setting.plan_steps != recipe.plan.every_steps:
+        said["plan"] = {"every_steps": setting.plan_steps}
+    return said
+
+
+def _round_down(fraction: float) -> float:
+    return int(fraction * 1e4) / 1e4

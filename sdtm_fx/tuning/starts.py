@@ -1,0 +1,86 @@
+"""Where a search starts: caches, merging with forecasts, plain merging, and mixes of them, all at the budget."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from sdtm_fx.tuning.patterns import dense_patterns
+from sdtm_fx.tuning.pricing import Pricing
+from sdtm_fx.tuning.setting import Setting, setting_of
+
+_PROBE = 0.5  # of what the method can remove; fractions are then fitted to the budget
+
+
+@dataclass(frozen=True)
+class Start:
+    """A setting to start from.
+
+    Attributes:
+        family: What kind of acceleration it is: "caching", "merging" or "mixed".
+        setting: The setting, at the budget.
+    """
+
+    family: str
+    setting: Setting
+
+
+def family_of(setting: Setting) -> str:
+    """What kind of acceleration a setting is: "caching" computes no merged token, "merging" forecasts no stage."""
+    if setting.caches:
+        return "caching"
+    return "mixed" if any(fraction == 1 for fraction in setting.removed) else "merging"
+
+
+def starting_points(pricing: Pricing) -> tuple[Start, ...]:
+    """Settings of every family that meet the budget; no two are equal.
+
+    Args:
+        pricing: The budget and what settings cost.
+    """
+    base = setting_of(pricing.base, pricing.size.steps, removed=_PROBE * min(pricing.reach()))
+    found: dict[Setting, Start] = {}
+    for setting in itertools.chain(_caches(base, pricing), _merges(base, pricing), _mixes(base, pricing)):
+        fitted = pricing.fit(setting)
+        if fitted is not None:
+            found.setdefault(fitted, Start(family_of(fitted), fitted))
+    return tuple(found.values())
+
+
+def _caches(base: Setting, pricing: Pricing) -> Iterator[Setting]:
+    """Every site forecast in the steps between dense ones, of which there are as many as the budget allows."""
+    whole = replace(base, removed=(1.0,) * len(base.removed), order=0)
+    count = pricing.fewest(whole, range(1, base.steps))
+    if count is None:
+        return
+    for order, dense in itertools.product((0, 1), dense_patterns(base.steps, count)):
+        if order < count:
+            yield replace(whole, order=order, dense=dense)
+
+
+def _merges(base: Setting, pricing: Pricing) -> Iterator[Setting]:
+    """Plain merging behind no or one dense step; merging with forecasts behind some."""
+    for first in (0, 1):
+        yield replace(base, dense=tuple(range(first)))
+    for count in _numbers(base.steps):
+        for order, dense in itertools.product((0, 1), dense_patterns(base.steps, count)):
+            if order < count:
+                yield replace(base, order=order, dense=dense)
+
+
+def _mixes(base: Setting, pricing: Pricing) -> Iterator[Setting]:
+    """One stage forecast altogether, the others merged with forecasts."""
+    if len(base.removed) == 1:
+        return
+    for stage in range(len(base.removed)):
+        removed = tuple(1.0 if number == stage else f for number, f in enumerate(base.removed))
+        for count in _numbers(base.steps):
+            for order, dense in itertools.product((0, 1), dense_patterns(base.steps, count)):
+                if order < count:
+                    yield replace(base, removed=removed, order=order, dense=dense)
+
+
+def _numbers(steps: int) -> tuple[int, ...]:
+    """A few numbers of dense steps."""
+    return tuple(sorted({max(1, round(steps * share)) for share in (0.15, 0.3, 0.45)}))

@@ -1,0 +1,164 @@
+"""`tune`: search the scale from dense through merging to forecast for the best recipe at a budget."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sdtm_fx.errors import SdtmFxError
+from sdtm_fx.evaluate.interval import Estimate, mean_interval, paired_differences
+from sdtm_fx.evaluate.models import ModelSource, choose_prompts
+from sdtm_fx.evaluate.sampling import Sampling
+from sdtm_fx.evaluate.schedule_costs import probe_size
+from sdtm_fx.recipe.schema import Recipe
+from sdtm_fx.tuning.goal import Goal
+from sdtm_fx.tuning.measuring import Ruler, measuring
+from sdtm_fx.tuning.pricing import Pricing
+from sdtm_fx.tuning.search import Search, Trial
+from sdtm_fx.tuning.starts import starting_points
+
+FINALISTS = 4
+"""Trials of every family that are drawn again on fresh images before one is chosen."""
+
+CLIMBS = 3
+"""Starting points that are climbed from."""
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """A setting on images that took no part in finding it.
+
+    Attributes:
+        label: What it is.
+        trial: The setting, and what the search saw of it.
+        recipe: Its recipe.
+        held_out: Quality on held-out images.
+    """
+
+    label: str
+    trial: Trial
+    recipe: Recipe
+    held_out: tuple[float, ...]
+
+    @property
+    def estimate(self) -> Estimate:
+        """Mean quality on held-out images, with its interval."""
+        return mean_interval(self.held_out)
+
+    def ahead_of(self, other: Finalist) -> Estimate:
+        """Mean difference to another finalist, image by image."""
+        return mean_interval(paired_differences(self.held_out, other.held_out))
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a search found.
+
+    Attributes:
+        goal: What was searched for.
+        tuned: The best.
+        rivals: The best of each family among the starting points: what a user might have written by hand.
+        trials: All that was tried, in order.
+        seconds: How long it took, the last comparison included.
+    """
+
+    goal: Goal
+    tuned: Finalist
+    rivals: tuple[Finalist, ...]
+    trials: tuple[Trial, ...]
+    seconds: float
+
+
+def tune(
+    source: ModelSource,
+    recipe: Recipe,
+    goal: Goal,
+    *,
+    on_trial: Callable[[Trial, float], None] = lambda trial, best: None,
+) -> Tuned:
+    """Search for the recipe of best quality that costs no more than a budget.
+
+    Starting points of all families (step caches, merging with and without forecasts, mixes) are brought to the budget
+    by the cost model and drawn. From the best of them a climb changes one thing at a time: where dense steps lie, the
+    fraction of each stage, its sites, stage boundaries, the forecast, how long plans serve, and blocks that stay whole.
+    The best trials, and the best starting points of every family, are then drawn on fresh images; one is chosen by
+    them, and all are compared on images that took part in nothing. Equal calls give equal results, unless they are
+    stopped by the clock.
+
+    Args:
+        source: The model.
+        recipe: Its sites, and the method of each of its stages, are what is searched; its ratios are not.
+        goal: Budget, size and effort.
+        on_trial: Called after each trial, with the best quality so far.
+
+    Raises:
+        SdtmFxError: The recipe cannot be tuned, nothing meets the budget, or what rewriting and drawing raise.
+    """
+    started = time.monotonic()
+    pipeline = source.load()
+    base = recipe.override({"sites.*.expect": None}) if source.is_toy else recipe
+    size = probe_size(
+        pipeline, base, steps=goal.steps, height=goal.height, width=goal.width, guidance_scale=goal.guidance
+    )
+    pricing = Pricing(base, pipeline, size, goal.speedup, goal.name)
+    starts = starting_points(pricing)
+    if not starts:
+        raise SdtmFxError(
+            f"tune: nothing reaches {goal.speedup:g}x at {goal.steps} steps on a {size.grid[0]}x{size.grid[1]} grid, "
+            "not even with one dense step; accepted: a lower speedup, or more steps"
+        )
+    ruler = Ruler(source, _sampling(source, goal), goal.quality, goal.threads)
+    searched, chosen, held = goal.parts
+    with measuring(ruler, goal.processes, pipeline) as measure:
+        search = Search(
+            pricing,
+            lambda recipes: measure(recipes, searched),
+            most=goal.trials,
+            together=goal.processes,
+            groups=pricing.block_groups(goal.layer_groups),
+            seed=goal.seed,
+            on_trial=lambda trial: on_trial(trial, max(t.mean for t in search.trials)),
+            out_of_time=lambda: goal.minutes is not None and time.monotonic() - started > goal.minutes * 60,
+        )
+        search.run(starts, CLIMBS)
+        begun = {start.setting for start in starts}
+        rivals = {
+            family: [t for t in search.best(len(search.trials), family) if t.setting in begun][:FINALISTS]
+            for family in dict.fromkeys(start.family for start in starts)
+        }
+        drawn = [*search.best(FINALISTS), *(trial for trials in rivals.values() for trial in trials)]
+        contenders = [*{trial.setting: trial for trial in drawn}.values()]
+        fresh = measure([pricing.recipe(trial.setting) for trial in contenders], chosen)
+        marks = {t.setting: sum(values) / len(values) for t, values in zip(contenders, fresh, strict=True)}
+
+        def ahead(trials: list[Trial]) -> Trial:
+            return max(trials, key=lambda trial: marks[trial.setting])
+
+        winners = {"tuned": ahead(contenders)}
+        winners |= {
+            f"best {family} to start from": ahead(trials) for family, trials in rivals.items() if trials
+        }
+        recipes = [pricing.recipe(trial.setting) for trial in winners.values()]
+        last = measure(recipes, held)
+    finalists = [
+        Finalist(label, trial, own, values)
+        for (label, trial), own, values in zip(winners.items(), recipes, last, strict=True)
+    ]
+    return Tuned(goal, finalists[0], tuple(finalists[1:]), tuple(search.trials), time.monotonic() - started)
+
+
+def _sampling(source: ModelSource, goal: Goal) -> Sampling:
+    """All images: those of the search, those that choose, and those that are held out."""
+    first, count = goal.first_seed, goal.parts[-1].stop
+    return Sampling(
+        prompts=choose_prompts(source, goal.prompts, count, first),
+        seeds=tuple(range(first, first + count)),
+        steps=goal.steps,
+        height=goal.height,
+        width=goal.width,
+        guidance_scale=goal.guidance,
+        batch=goal.batch,
+        paired=count,
+        judged=0,
+    )

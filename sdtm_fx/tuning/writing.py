@@ -1,0 +1,99 @@
+"""The recipe that a search writes: short, over the one it started from, and how it was found."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from sdtm_fx.evaluate.identity import environment
+from sdtm_fx.evaluate.interval import Estimate
+from sdtm_fx.recipe.dump import dump_yaml
+from sdtm_fx.recipe.schema import Recipe
+from sdtm_fx.tuning.setting import changes
+from sdtm_fx.tuning.tune import Finalist, Tuned
+
+_UNITS = {"psnr": "dB", "ssim": "SSIM"}
+
+
+def recipe_text(found: Tuned, base: Recipe, extends: str, command: str, *, loose: bool = False) -> str:
+    """The tuned recipe as YAML, with comments that say how it was found and what it is ahead of.
+
+    Args:
+        found: The search.
+        base: The recipe that settings were said in.
+        extends: What the recipe extends: a shipped name, or a path.
+        command: What was run.
+        loose: Whether the model has other numbers of blocks than the recipe expects.
+    """
+    goal, best = found.goal, found.tuned
+    unit = _UNITS[goal.quality]
+    lines = [
+        f"Written by `{command}`, commit {environment()['commit']}, after {len(found.trials)} trials.",
+        f"On {goal.held_out} held-out images of {goal.width} x {goal.height} px, {goal.steps} steps, to the dense "
+        f"image of the same seed: {told(best.estimate)} {unit} at {best.trial.speedup:.2f}x by total MACs.",
+    ]
+    lines += [
+        f"{rival.label}: {told(rival.estimate)} {unit} at {rival.trial.speedup:.2f}x; image by image the tuned one is "
+        f"ahead by {told(best.ahead_of(rival))} {unit}."
+        for rival in found.rivals
+    ]
+    comment = "\n".join(
+        textwrap.fill(line, 110, initial_indent="# ", subsequent_indent="#   ") for line in lines
+    )
+    data: dict[str, Any] = {
+        "version": 1,
+        "name": goal.name,
+        "description": f"Tuned for {goal.steps} steps at {goal.speedup:g}x, after {base.name}.",
+        "extends": extends,
+        **({"sites": {"*": {"expect": None}}} if loose else {}),
+        **changes(best.trial.setting, base),
+    }
+    return f"{comment}\n{dump_yaml(data)}"
+
+
+def told(estimate: Estimate) -> str:
+    """A mean with its interval."""
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.mean:.2f}"
+    return f"{estimate.mean:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
+
+
+def _finite(values: Sequence[float]) -> list[float | None]:
+    """JSON knows no infinity: the PSNR of identical images becomes null."""
+    return [value if math.isfinite(value) else None for value in values]
+
+
+def as_data(found: Tuned) -> dict[str, Any]:
+    """All of a search as plain data, for JSON."""
+
+    def finalist(one: Finalist) -> dict[str, Any]:
+        return {
+            "label": one.label,
+            "family": one.trial.family,
+            "speedup": one.trial.speedup,
+            "searched": _finite(one.trial.quality),
+            "held_out": _finite(one.held_out),
+            "recipe": one.recipe.to_data(),
+        }
+
+    goal = {
+        name: str(value) if name == "prompts" and value else value for name, value in vars(found.goal).items()
+    }
+    return {
+        "goal": goal,
+        "environment": environment(),
+        "seconds": found.seconds,
+        "tuned": finalist(found.tuned),
+        "rivals": [finalist(rival) for rival in found.rivals],
+        "trials": [
+            {
+                "family": trial.family,
+                "speedup": trial.speedup,
+                "quality": _finite(trial.quality),
+                "setting": {**vars(trial.setting)},
+            }
+            for trial in found.trials
+        ],
+    }

@@ -1,0 +1,139 @@
+"""The search: budgets are met, changes change one thing, and it climbs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from sdtm_fx.recipe import Recipe
+from sdtm_fx.tuning.moves import afforded, changed
+from sdtm_fx.tuning.pricing import Pricing
+from sdtm_fx.tuning.search import Search, Trial
+from sdtm_fx.tuning.setting import Setting
+from sdtm_fx.tuning.starts import family_of, starting_points
+
+
+def cache(pricing: Pricing, *dense: int) -> Setting:
+    start = next(s.setting for s in starting_points(pricing) if s.family == "caching")
+    return replace(start, dense=dense, order=0)
+
+
+def test_starting_points_meet_the_budget_and_differ(pricing: Pricing) -> None:
+    starts = starting_points(pricing)
+    assert len({start.setting for start in starts}) == len(starts)
+    assert {start.family for start in starts} == {"caching", "merging"}
+    for start in starts:
+        assert pricing.price(start.setting) >= pricing.speedup * (1 - 1e-6)
+        assert family_of(start.setting) == start.family
+
+
+def test_merging_is_fitted_to_the_budget_from_below(pricing: Pricing) -> None:
+    merging = [s.setting for s in starting_points(pricing) if s.family == "merging"]
+    assert all(pricing.price(setting) < pricing.speedup * 1.1 for setting in merging)
+
+
+def test_caches_have_as_many_dense_steps_as_the_budget_allows(pricing: Pricing) -> None:
+    start = next(s.setting for s in starting_points(pricing) if s.family == "caching")
+    more = replace(start, dense=tuple(range(len(start.dense) + 1)))
+    assert pricing.meets(start)
+    assert not pricing.meets(more)
+
+
+def test_what_cannot_be_cheap_enough(pricing: Pricing) -> None:
+    assert pricing.fit(cache(pricing, *range(7))) is None
+    dear = replace(cache(pricing, *range(7)), removed=(0.3,))
+    assert pricing.fit(dear) is None
+
+
+def test_blocks_are_divided_evenly(pricing: Pricing) -> None:
+    pricing.price(cache(pricing, 0))
+    groups = pricing.block_groups(4)
+    assert [block for group in groups for block in group] == list(range(6))
+    assert {len(group) for group in groups} == {1, 2}
+    assert pricing.block_groups(100) == tuple((block,) for block in range(6))
+
+
+def test_changes_change_one_thing(pricing: Pricing) -> None:
+    setting = cache(pricing, 0, 2, 5)
+    found = changed(setting, pricing, [(0, 1), (2, 3)])
+    names = [
+        {name for name, value in vars(other).items() if value != getattr(setting, name)} for other in found
+    ]
+    assert all(len(name) == 1 for name in names)
+    assert {next(iter(name)) for name in names} == {"dense", "order", "removed", "whole", "sites"}
+    assert all(0 in other.dense for other in found), "something has to be stored first"
+    assert (0, 1) in {other.whole for other in found}
+    alone = replace(setting, sites=(("ff",),))
+    assert ("attn", "ff") in {other.sites[0] for other in changed(alone, pricing, ())}
+
+
+def test_merging_trades_dense_steps_for_fractions(pricing: Pricing) -> None:
+    setting = replace(cache(pricing, 0, 3), removed=(0.5,))
+    found = changed(setting, pricing, ())
+    assert {len(other.dense) for other in found} == {1, 2, 3}
+    assert {1, 2, 3} <= {other.plan_steps for other in found}
+    assert None in {other.order for other in found}
+
+
+def test_what_is_too_dear_is_paid_for_with_a_dense_step(pricing: Pricing) -> None:
+    fitting = next(s.setting for s in starting_points(pricing) if s.family == "caching")
+    dear = replace(fitting, dense=(*fitting.dense, max(fitting.dense) + 1))
+    paid = list(afforded(dear, pricing))
+    assert paid
+    for setting in paid:
+        assert len(setting.dense) == len(fitting.dense)
+        assert pricing.meets(setting)
+    assert list(afforded(fitting, pricing)) == [fitting]
+
+
+def made_up(recipes: Sequence[Recipe]) -> list[list[float]]:
+    """Best with dense steps 0, 3, 5 and 6, which no pattern has, and a forecast of order 1."""
+
+    def quality(recipe: Recipe) -> float:
+        order = -1 if recipe.reuse is None else recipe.reuse.order
+        return order - len({*recipe.keep_dense.steps} ^ {0, 3, 5, 6})
+
+    return [[quality(recipe), quality(recipe)] for recipe in recipes]
+
+
+def search(pricing: Pricing, most: int = 60, **changes: object) -> Search:
+    found = Search(pricing, made_up, most, groups=[(0, 1, 2)], **changes)  # type: ignore[arg-type]
+    found.run(starting_points(pricing), 2)
+    return found
+
+
+def test_it_climbs_from_the_starting_points(pricing: Pricing) -> None:
+    starts = {start.setting for start in starting_points(pricing)}
+    found = search(pricing)
+    best, begun = found.best(1)[0], [t for t in found.trials if t.setting in starts]
+    assert best.mean > max(trial.mean for trial in begun)
+    assert all(trial.speedup >= pricing.speedup * (1 - 1e-6) for trial in found.trials)
+    assert len({trial.setting for trial in found.trials}) == len(found.trials) <= 60
+
+
+def test_equal_searches_are_equal_and_seeds_differ(pricing: Pricing) -> None:
+    assert search(pricing).trials == search(pricing).trials
+    assert search(pricing).trials != search(pricing, seed=1).trials
+
+
+def test_it_stops_at_the_number_of_trials_and_at_the_clock(pricing: Pricing) -> None:
+    assert len(search(pricing, most=7, together=2).trials) == 7
+    made: list[Trial] = []
+    stopped = search(pricing, on_trial=made.append, out_of_time=lambda: len(made) >= 3)
+    assert stopped.trials == made
+    assert len(made) == 3
+
+
+def test_the_best_of_a_family(pricing: Pricing) -> None:
+    found = search(pricing, most=30)
+    for family in ("caching", "merging"):
+        best = found.best(3, family)
+        assert {trial.family for trial in best} == {family}
+        assert [t.mean for t in best] == sorted((t.mean for t in best), reverse=True)
+
+
+def test_one_measurement_prices_kept_plans_too(pricing: Pricing) -> None:
+    merging = next(s.setting for s in starting_points(pricing) if s.family == "merging")
+    kept = replace(merging, plan_steps=3)
+    alone = Pricing(pricing.base, pricing.target, pricing.size, pricing.speedup, "alone")
+    assert alone.price(kept) == pricing.price(kept)

@@ -1,0 +1,96 @@
+"""Settings and the recipes that say them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sdtm_fx.errors import SdtmFxError
+from sdtm_fx.recipe import load_recipe
+from sdtm_fx.schedule import build_schedule
+from sdtm_fx.tuning.patterns import dense_patterns
+from sdtm_fx.tuning.setting import Setting, changes, setting_of
+
+BASE = load_recipe("toy-sd3")
+CACHE = Setting(
+    dense=(0, 3), ends=(3, 8), removed=(1.0, 1.0), order=1, weight=0.1, sites=(("attn", "ff"),) * 2
+)
+
+
+def test_a_recipe_becomes_a_setting_of_its_stages() -> None:
+    found = setting_of(BASE, 10, removed=0.5)
+    assert (found.ends, found.removed, found.order) == ((4, 10), (0.5, 0.5), None)
+    assert found.sites == (("attn", "ff"), ("attn", "ff"))
+
+
+def test_every_stage_has_a_step_at_least() -> None:
+    early = BASE.override({"stages.structure.until": 0.01})
+    assert setting_of(early, 8, removed=0.5).ends == (1, 8)
+    late = BASE.override({"stages.structure.until": 0.99})
+    assert setting_of(late, 8, removed=0.5).ends == (7, 8)
+
+
+def test_what_cannot_be_tuned() -> None:
+    with pytest.raises(
+        SdtmFxError, match="found method skip in stage 'structure'; accepted a recipe whose stages"
+    ):
+        setting_of(load_recipe("sd3-medium-forecast"), 8, removed=0.5)
+    with pytest.raises(
+        SdtmFxError, match="found the span 'middle' in stage 'prune-less'; accepted sites only"
+    ):
+        setting_of(load_recipe("baselines/at-edm-sd3-medium"), 8, removed=0.5)
+    with pytest.raises(SdtmFxError, match="found 1 steps; accepted 2 or more, one for each stage"):
+        setting_of(BASE, 1, removed=0.5)
+
+
+def test_a_setting_is_said_as_a_recipe() -> None:
+    mixed = replace(CACHE, removed=(0.4, 1.0), whole=(0, 5), plan_steps=2, sites=(("ff",), ("attn", "ff")))
+    said = BASE.override({"name": "said", **changes(mixed, BASE)})
+    assert [stage.method.name for stage in said.stages] == ["ssm", "skip"]
+    assert said.stages[0].sites == ("ff",)
+    assert (said.keep_dense.steps, said.keep_dense.layers) == ((0, 3), (0, 5))
+    assert said.reuse is not None
+    assert said.reuse.order == 1
+    assert said.plan.every_steps == 2
+    schedule = build_schedule(said, steps=8, grid=(32, 32))
+    assert [step for step in range(8) if schedule.phase(step).stage is None] == [0, 3]
+    assert [schedule.phase(step).stage for step in (1, 2, 4)] == [0, 0, 1]
+
+
+def test_no_forecast_is_no_reuse() -> None:
+    plain = replace(CACHE, removed=(0.4, 0.4), order=None, dense=())
+    assert BASE.override({"name": "plain", **changes(plain, BASE)}).reuse is None
+
+
+def test_equal_points_are_equal() -> None:
+    other = replace(CACHE, ends=(5, 8), weight=0.3, plan_steps=3)
+    assert other != CACHE
+    assert CACHE.canonical() == other.canonical()
+    told_apart = replace(other, sites=(("ff",), ("attn", "ff")))
+    assert told_apart.canonical().ends == (5, 8)
+    merging = replace(CACHE, removed=(0.5, 1.0))
+    assert merging.canonical() == merging
+
+
+def test_scaling_leaves_forecasts_alone() -> None:
+    assert replace(CACHE, removed=(0.5, 1.0)).scaled(0.5).removed == (0.25, 1.0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps=st.integers(1, 60), data=st.data())
+def test_patterns_are_different_sets_of_as_many_steps(steps: int, data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, steps))
+    patterns = dense_patterns(steps, count)
+    assert len(set(patterns)) == len(patterns) >= 1
+    for pattern in patterns:
+        assert list(pattern) == sorted(set(pattern))
+        assert len(pattern) == count
+        assert pattern[0] == 0
+        assert pattern[-1] < steps
+
+
+def test_the_patterns_of_three_of_eight_steps() -> None:
+    assert dense_patterns(8, 3) == ((0, 2, 5), (0, 1, 2), (0, 1, 7), (0, 1, 4), (0, 1, 3))
