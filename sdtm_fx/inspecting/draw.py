@@ -164,12 +164,13 @@ def _drawn(picture: Picture) -> tuple[str, int, int]:
 
 def _rectangle(box: Box, x: float, y: float) -> str:
     middle = x + _WIDTH / 2
-    shape = f'<text x="{middle:.0f}" y="{y + 28:.0f}" font-size="9" text-anchor="middle" fill="#495057">{box.shape}</text>'
+    at = f'x="{middle:.0f}" text-anchor="middle"'
+    shape = f'<text {at} y="{y + 28:.0f}" font-size="9" fill="#495057">{box.shape}</text>'
     label = html.escape(box.label[:30])
     return (
         f'<g class="{box.kind}"><rect x="{x:.0f}" y="{y:.0f}" width="{_WIDTH}" height="{_HEIGHT}" rx="4" '
         f'fill="{_COLOURS[box.kind]}" stroke="#868e96"/>'
-        f'<text x="{middle:.0f}" y="{y + 15:.0f}" font-size="11" text-anchor="middle">{label}</text>'
+        f'<text {at} y="{y + 15:.0f}" font-size="11">{label}</text>'
         f"{shape}</g>"
     )
 
