@@ -26,7 +26,7 @@ def survey(
     subject: Subject,
     inputs: Sequence[str] = (),
     *,
-    grid: tuple[int, int] = (64, 64),
+    grid: tuple[int, int] | None = None,
     text: int = 77,
     batch: int = 1,
     layers: int = 2,
@@ -36,13 +36,13 @@ def survey(
     Args:
         subject: Which.
         inputs: Arguments of the example call, as ``--input`` has them.
-        grid: (height, width) in image tokens of the finest grid, for MACs.
+        grid: (height, width) in image tokens of the finest grid, for MACs; absent: that of the example call.
         text: Text tokens, for MACs.
         batch: Samples, for MACs.
         layers: Most layers of each kind in the smaller copy, in which feed-forwards are run.
 
     Raises:
-        InspectionError: It cannot be built or called, or has no site.
+        InspectionError: It cannot be built or called (at that size, either), or has no site.
     """
     given = parse_inputs(inputs, subject.config)
     # A call is looked for with few layers, which take the same arguments.
@@ -65,7 +65,9 @@ def survey(
         outer_nodes(model, call, list(captures)), {}, Macs(), call.sizes,
     )  # fmt: skip
     edge = found.patch or 1
-    size = replace(call.sizes, batch=batch, text=text, height=grid[0] * edge, width=grid[1] * edge)
+    size = replace(call.sizes, batch=batch, text=text)
+    if grid is not None:
+        size = replace(size, height=grid[0] * edge, width=grid[1] * edge)
     macs, total = _count(model, call, sites, size)
     return replace(found, macs=macs, total=total, size=size)
 
@@ -74,8 +76,14 @@ def _count(
     model: torch.nn.Module, call: FoundCall, sites: Sequence[FoundSite], size: CallSizes
 ) -> tuple[dict[str, Macs], Macs]:
     watched = {site.path: model.get_submodule(site.path) for site in sites}
-    with torch.no_grad(), MacCounter() as counter, counter.watching(watched):
-        model(**call.values(size))
+    try:
+        with torch.no_grad(), MacCounter() as counter, counter.watching(watched):
+            model(**call.values(size))
+    except Exception as error:
+        raise InspectionError(
+            f"{type(model).__name__} does not run on a latent of {size.height}x{size.width} with {size.text} tokens of "
+            f"text: {type(error).__name__}: {error}; choose --height, --width and --text that it takes"
+        ) from error
     return counter.inside, counter.macs
 
 

@@ -85,7 +85,13 @@ class Drafted:
         return {found.path: found.spec for found in match_sites(self.model, changed.sites)}
 
 
-@pytest.fixture(scope="module", params=sorted(MODELS))
+_SLOW = ("hunyuan-dit", "sd1.5", "sdxl-turbo")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.slow) if name in _SLOW else name for name in sorted(MODELS)],
+)
 def drafted(request: pytest.FixtureRequest) -> Drafted:
     name = request.param
     found = survey(subject_of(MODELS[name]()))

@@ -59,6 +59,7 @@ def test_other_kinds_of_arguments_are_found(kind: type[nn.Module], name: str, sa
     assert found(open_subject(kind.__name__))[name] == says
 
 
+@pytest.mark.slow
 def test_texts_may_have_fixed_lengths_and_tables_come_from_the_pipeline() -> None:
     case = next(c for c in FAMILIES if c.recipe_name == "hunyuan-dit")
     call = found(subject_of(case.make()))

@@ -98,6 +98,14 @@ def test_tokens_that_see_each_other_are_found_by_permuting_them(flux: Survey) ->
     assert "permuted tokens do not come out permuted" in mixing[0].why
 
 
+def test_a_size_that_the_model_does_not_take_is_named() -> None:
+    tables = subject_of(ZOO["wan"].build())
+    with pytest.raises(
+        InspectionError, match=r"does not run on a latent of 128x128 .*choose --height, --width and --text"
+    ):
+        survey(tables, grid=(64, 64))
+
+
 def test_a_model_without_sites_is_refused() -> None:
     unet = UNet2DModel(
         sample_size=8, in_channels=3, out_channels=3, layers_per_block=1, block_out_channels=(8, 8), norm_num_groups=4,
