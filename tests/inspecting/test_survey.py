@@ -100,9 +100,8 @@ def test_tokens_that_see_each_other_are_found_by_permuting_them(flux: Survey) ->
 
 def test_a_size_that_the_model_does_not_take_is_named() -> None:
     tables = subject_of(ZOO["wan"].build())
-    with pytest.raises(
-        InspectionError, match=r"does not run on a latent of 128x128 .*choose --height, --width and --text"
-    ):
+    message = r"does not run on a latent of 128x128 .*choose --height, --width and --text"
+    with pytest.raises(InspectionError, match=message):
         survey(tables, grid=(64, 64))
 
 
