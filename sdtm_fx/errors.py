@@ -50,6 +50,10 @@ class PackageError(SdtmFxError):
     """Exported phases cannot be made, or are not for this version, device or size."""
 
 
+class InspectionError(SdtmFxError):
+    """A model cannot be opened or called for inspection, or has nothing that a recipe could name."""
+
+
 class CalibrationError(SdtmFxError):
     """A device cannot be measured, or a kept measurement is not readable."""
 

@@ -10,11 +10,13 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from sdtm_fx.cli.analyze import analyze
+from sdtm_fx.cli.author import author
 from sdtm_fx.cli.bench import bench
 from sdtm_fx.cli.calibrate import calibrate
 from sdtm_fx.cli.demo import demo
 from sdtm_fx.cli.eval import evaluate
 from sdtm_fx.cli.explain import explain
+from sdtm_fx.cli.inspect import inspect
 from sdtm_fx.cli.methods import methods
 from sdtm_fx.cli.recipes import recipes
 from sdtm_fx.cli.tables import tables
@@ -43,11 +45,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(analyze)
+app.command()(author)
 app.command()(bench)
 app.command()(calibrate)
 app.command()(demo)
 app.command("eval")(evaluate)
 app.command()(explain)
+app.command()(inspect)
 app.command()(tables)
 app.command()(tune)
 app.add_typer(methods, name="methods")

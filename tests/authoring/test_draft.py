@@ -1,0 +1,139 @@
+"""Drafted sites against those of the recipes that were written by hand, family by family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from torch import nn
+
+import sdtm_fx
+from sdtm_fx.authoring.sites import draft_sites
+from sdtm_fx.authoring.write import write_draft
+from sdtm_fx.inspecting.groups import group_sites
+from sdtm_fx.inspecting.inspect import survey
+from sdtm_fx.recipe.sections import SiteSpec
+from sdtm_fx.sites.matching import match_sites
+from tests.families.cases import FAMILIES
+from tests.inspecting.models import subject_of
+from tests.pipelines import tiny_flux_transformer, tiny_sd3_transformer
+from tests.unets import tiny_sdxl
+from tests.zoo import sd35_medium
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    **{case.recipe_name: case.make for case in FAMILIES},
+    "sd3-medium": lambda: tiny_sd3_transformer(layers=2),
+    "sd3.5-medium": sd35_medium,
+    "flux.1-dev": lambda: tiny_flux_transformer(layers=2, single_layers=2),
+    "sdxl": tiny_sdxl,
+}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Where a draft is not what was written by hand, and why that is right.
+
+    Attributes:
+        more: Names of sites that only the draft has: by hand they were judged not worth it.
+        inputs: Arguments of the example call that differ.
+        share: What the plans are shared over by hand: the pipeline decides, which a model does not tell.
+        settings: Why ratios, dense steps and forecasts differ.
+    """
+
+    more: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
+    share: tuple[str, ...] | None = None
+    settings: str | None = None
+
+
+# An optional mask that the pipeline passes always: the model runs without it.
+_MASK = Difference(inputs=("encoder_attention_mask",))
+DIFFERENCES: dict[str, Difference] = {
+    # Numbers in place of ones, which change nothing in a trace.
+    "pixart-alpha": Difference(
+        inputs=("added_cond_kwargs.aspect_ratio", "added_cond_kwargs.resolution", "encoder_attention_mask")
+    ),
+    "pixart-alpha-512": _MASK,
+    "pixart-sigma": _MASK,
+    "sana": Difference(
+        inputs=("encoder_attention_mask",), settings="a lower ratio, since its tokens are few and large"
+    ),
+    # By hand, `when` says that version 1.2 takes neither.
+    "hunyuan-dit": Difference(inputs=("image_meta_size", "style")),
+    # Its pipeline runs guidance halves apart.
+    "chroma": Difference(share=()),
+    "sdxl-turbo": Difference(share=(), settings="distilled to few steps, of which the config knows nothing"),
+    "sd1.5": Difference(
+        more=("coarse4_self", "coarse4_cross", "coarse4_ff", "coarse8_self", "coarse8_cross", "coarse8_ff")
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Drafted:
+    """A draft and the recipe that was written by hand."""
+
+    name: str
+    draft: sdtm_fx.Recipe
+    hand: sdtm_fx.Recipe
+    model: nn.Module = field(repr=False)
+
+    def sites(self, recipe: sdtm_fx.Recipe) -> dict[str, SiteSpec]:
+        changed = recipe.override({"sites.*.expect": None})
+        return {found.path: found.spec for found in match_sites(self.model, changed.sites)}
+
+
+_SLOW = ("hunyuan-dit", "sd1.5", "sdxl-turbo")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.slow) if name in _SLOW else name for name in sorted(MODELS)],
+)
+def drafted(request: pytest.FixtureRequest) -> Drafted:
+    name = request.param
+    found = survey(subject_of(MODELS[name]()))
+    text = write_draft(found, draft_sites(group_sites(found)), "draft")
+    return Drafted(name, sdtm_fx.Recipe.from_yaml_text(text), sdtm_fx.load_recipe(name), found.model)
+
+
+def test_it_finds_the_same_modules(drafted: Drafted) -> None:
+    expected = DIFFERENCES.get(drafted.name, Difference())
+    hand, draft = drafted.sites(drafted.hand), drafted.sites(drafted.draft)
+    more = {path: spec.id for path, spec in draft.items() if path not in hand}
+    assert set(hand) - set(draft) == set()
+    assert set(more.values()) == set(expected.more)
+
+
+def test_it_says_the_same_of_each(drafted: Drafted) -> None:
+    hand, draft = drafted.sites(drafted.hand), drafted.sites(drafted.draft)
+    for path, spec in hand.items():
+        assert _said(draft[path]) == _said(spec), path
+
+
+def _said(spec: SiteSpec) -> dict[str, Any]:
+    return spec.model_dump(exclude={"match", "expect"})
+
+
+def test_it_says_the_same_of_the_call(drafted: Drafted) -> None:
+    expected = DIFFERENCES.get(drafted.name, Difference())
+    hand, draft = drafted.hand.inputs, drafted.draft.inputs
+    differ = {name for name in {*hand, *draft} if hand.get(name) != draft.get(name)}
+    assert differ == set(expected.inputs)
+    assert drafted.draft.tokens == drafted.hand.tokens
+
+
+def test_it_takes_the_same_settings(drafted: Drafted) -> None:
+    expected = DIFFERENCES.get(drafted.name, Difference())
+    share = drafted.draft.plan.share if expected.share is None else expected.share
+    assert drafted.hand.plan.share == share
+    if expected.settings is not None:
+        return
+    assert drafted.draft.reuse == drafted.hand.reuse
+    assert drafted.draft.keep_dense == drafted.hand.keep_dense
+    assert drafted.draft.ratio == drafted.hand.ratio
+    by_hand = [set(stage.sites) for stage in drafted.hand.stages]
+    without = [set(stage.sites) - set(expected.more) for stage in drafted.draft.stages]
+    assert without == by_hand

@@ -1,0 +1,69 @@
+"""Drawings of blocks, before and after a recipe."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+from sdtm_fx.errors import InspectionError
+from sdtm_fx.inspecting.draw import draw_blocks, rewritten_graphs
+from sdtm_fx.inspecting.inspect import survey
+from sdtm_fx.inspecting.picture import picture_of
+from sdtm_fx.inspecting.survey import Survey
+from sdtm_fx.recipe import Recipe, load_recipe
+from tests.inspecting.models import subject_of
+from tests.pipelines import tiny_sd3_transformer
+
+
+@pytest.fixture(scope="module")
+def sd3() -> Survey:
+    return survey(subject_of(tiny_sd3_transformer(layers=2)), grid=(8, 8))
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    return load_recipe("toy-sd3").override({"sites.*.expect": None})
+
+
+def test_arrows_lead_to_later_layers_and_nothing_hangs(sd3: Survey) -> None:
+    picture = picture_of(sd3.structures[0].graph, "a block", ("attn", "ff"))
+    layer = {box.name: i for i, row in enumerate(picture.boxes) for box in row}
+    assert all(layer[start] < layer[end] for start, end in picture.arrows)
+    assert {box.label for row in picture.boxes for box in row if box.kind == "site"} == {"attn", "ff"}
+    assert {start for start, _ in picture.arrows} | {end for _, end in picture.arrows} == set(layer)
+
+
+def test_merges_and_unmerges_are_marked(sd3: Survey, recipe: Recipe) -> None:
+    graph = rewritten_graphs(sd3, recipe)["transformer_blocks.0"]
+    kinds = [box.kind for row in picture_of(graph, "after").boxes for box in row]
+    assert kinds.count("unmerge") >= 2
+    assert kinds.count("merge") >= 2
+    before = [box.kind for row in picture_of(sd3.structures[0].graph, "before").boxes for box in row]
+    assert not {"merge", "unmerge"} & set(before)
+
+
+def test_a_picture_before_and_after_is_written(sd3: Survey, recipe: Recipe, tmp_path: Path) -> None:
+    draw_blocks(sd3, recipe, tmp_path / "blocks.svg")
+    root = ElementTree.fromstring((tmp_path / "blocks.svg").read_text())
+    titles = [t.text for t in root.iter("{http://www.w3.org/2000/svg}text") if t.get("font-size") == "13"]
+    assert titles == [
+        "transformer_blocks.0 (JointTransformerBlock, 1 alike)", "transformer_blocks.0 in stage structure of toy-sd3",
+        "transformer_blocks.1 (JointTransformerBlock, 1 alike)", "transformer_blocks.1 in stage structure of toy-sd3",
+    ]  # fmt: skip
+    draw_blocks(sd3, None, tmp_path / "blocks.html")
+    assert "<svg" in (tmp_path / "blocks.html").read_text()
+
+
+def test_graphviz_gets_one_cluster_for_each_structure(sd3: Survey, tmp_path: Path) -> None:
+    draw_blocks(sd3, None, tmp_path / "blocks.dot")
+    text = (tmp_path / "blocks.dot").read_text()
+    assert text.count("subgraph cluster_") == len(sd3.structures)
+    assert text.count("{") == text.count("}")
+    assert "->" in text
+
+
+def test_another_ending_is_refused(sd3: Survey, tmp_path: Path) -> None:
+    with pytest.raises(InspectionError, match=r"a drawing ends in \.dot, \.svg, \.html"):
+        draw_blocks(sd3, None, tmp_path / "blocks.png")
