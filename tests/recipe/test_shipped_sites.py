@@ -10,7 +10,6 @@ from torch import nn
 from sdtm_fx.explaining.shapes import build_shape, shape_of
 from sdtm_fx.recipe import compile_match, list_recipes, load_recipe
 
-
 # The toys are of the classes and layouts of these.
 STAND_INS = {"toy-sd3": "sd3-medium", "toy-flux": "flux.1-dev"}
 
