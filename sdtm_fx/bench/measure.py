@@ -119,11 +119,12 @@ def plans_per_call(rewriting: Rewriting, phase: Phase) -> int:
 def at_one_ratio(recipe: Recipe, ratio: float) -> Recipe:
     """The recipe with one ratio in all stages, merging in every step but the first two, wherever it says.
 
-    A recipe whose ratio is full keeps that. Rules for single blocks are left out: few blocks are built here.
+    A recipe, or a stage, whose ratio is full keeps that. Rules for single blocks are left out: few are built here.
     """
+    own = {stage.name: {"ratio": None} for stage in recipe.stages if not isinstance(stage.ratio, FullRatio)}
     flat = recipe.override(
         {
-            "stages.*.ratio": None,
+            "stages": own,
             "sites.*.expect": None,
             "layers": [],
             "gate": "off",

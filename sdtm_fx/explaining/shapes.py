@@ -46,8 +46,8 @@ def shape_of(recipe: str) -> str:
     ending = [name for name in known if base.endswith(f"-{name}")]
     if ending:
         return max(ending, key=len)
-    best = max(known, key=lambda name: _shared(name, base))
-    if _shared(best, base) < 3:
+    best = max(known, key=lambda name: (_shared(name, base), -len(name)))
+    if not _shared(best, base):
         raise RewriteError(
             f"no published shape for recipe {recipe!r}; give --model ({', '.join(known)}) or --config"
         )
@@ -55,6 +55,6 @@ def shape_of(recipe: str) -> str:
 
 
 def _shared(left: str, right: str) -> int:
-    """Number of characters with which both begin."""
-    same = (a == b for a, b in zip(left, right, strict=False))
+    """Number of words with which both begin."""
+    same = (a == b for a, b in zip(left.split("-"), right.split("-"), strict=False))
     return sum(itertools.takewhile(bool, same))

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import torch
 from torch.nn import functional as F
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
 from sdtm_fx.capture.arguments import Signature
@@ -61,23 +60,26 @@ class Recorder(TorchFunctionMode):
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
         self.events: list[Event] = []
-        self._paths = {id(module): path for path, module in model.named_modules()}
+        self._modules = {path: module for path, module in model.named_modules()}
+        self._paths = {id(module): path for path, module in self._modules.items()}
         self._signatures: dict[type, Signature | None] = {}
         self._stack: list[str] = []
         self._handles: list[Any] = []
 
     def __enter__(self) -> Recorder:
-        self._handles = [
-            register_module_forward_pre_hook(self._enter_module),
-            register_module_forward_hook(self._leave_module, with_kwargs=True, always_call=True),
-        ]
+        # Not global hooks: torch 2.13 forgets to take one with keyword arguments away whole, and torch.compile warns.
+        for module in self._modules.values():
+            self._handles += [
+                module.register_forward_pre_hook(self._enter_module),
+                module.register_forward_hook(self._leave_module, with_kwargs=True, always_call=True),
+            ]
         super().__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        for handle in self._handles:
-            handle.remove()
+        while self._handles:
+            self._handles.pop().remove()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -94,18 +96,14 @@ class Recorder(TorchFunctionMode):
         return result
 
     def _enter_module(self, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
-        path = self._paths.get(id(module))
-        # A module that is no part of the model counts as the one that made it.
-        self._stack.append(self._stack[-1] if path is None and self._stack else path or "")
+        # What a module that is no part of the model does counts as done by the one that made it.
+        self._stack.append(self._paths[id(module)])
         self.events.append(Event("enter", self._stack[-1]))
 
     def _leave_module(
         self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
     ) -> None:
         path = self._stack.pop()
-        if self._paths.get(id(module)) is None:
-            self.events.append(Event("leave", ""))
-            return
         inputs = {**self._named(type(module), args), **kwargs}
         out = {"": output} if isinstance(output, torch.Tensor) else {"": list(_items(output))}
         self.events.append(Event("leave", path, dict(_shapes(inputs)), dict(_shapes(out))))

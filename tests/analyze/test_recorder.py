@@ -178,7 +178,7 @@ def test_the_recipe_that_fits_is_found(make: Any, names: set[str]) -> None:
 class TestErrors:
     def test_no_recipe_is_for_the_model(self) -> None:
         with pytest.raises(
-            SdtmFxError, match=r"no shipped recipe matches Linear .*there are recipes for Flux"
+            SdtmFxError, match=r"no shipped recipe matches Linear .*there are recipes for .*Flux"
         ):
             find_layout(nn.Linear(1, 1))
 

@@ -23,7 +23,8 @@ from tests.unets import tiny_sdxl
 from tests.zoo import sd35_medium
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
-    **{case.recipe_name: case.make for case in FAMILIES},
+    # The padding of Z-Image hides which part of its sequence is the image: the draft says that it is unsure.
+    **{case.recipe_name: case.make for case in FAMILIES if case.recipe_name != "z-image"},
     "sd3-medium": lambda: tiny_sd3_transformer(layers=2),
     "sd3.5-medium": sd35_medium,
     "flux.1-dev": lambda: tiny_flux_transformer(layers=2, single_layers=2),
@@ -40,12 +41,14 @@ class Difference:
         inputs: Arguments of the example call that differ.
         share: What the plans are shared over by hand: the pipeline decides, which a model does not tell.
         settings: Why ratios, dense steps and forecasts differ.
+        tokens: Why the layout of the tokens differs.
     """
 
     more: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()
     share: tuple[str, ...] | None = None
     settings: str | None = None
+    tokens: str | None = None
 
 
 # An optional mask that the pipeline passes always: the model runs without it.
@@ -64,6 +67,16 @@ DIFFERENCES: dict[str, Difference] = {
     "hunyuan-dit": Difference(inputs=("image_meta_size", "style")),
     # Its pipeline runs guidance halves apart.
     "chroma": Difference(share=()),
+    "qwen-image": Difference(share=()),
+    "qwen-image-edit": Difference(share=()),
+    "flux.1-kontext": Difference(tokens="that reference images follow is not in the config"),
+    # Its one table of positions serves the whole batch, and guidance is an argument of some checkpoints only.
+    "flux.2": Difference(
+        inputs=("guidance",),
+        share=("batch",),
+        settings="single blocks are one module with attention in it, and would stay whole",
+        tokens="that reference images follow is not in the config",
+    ),
     "sdxl-turbo": Difference(share=(), settings="distilled to few steps, of which the config knows nothing"),
     "sd1.5": Difference(
         more=("coarse4_self", "coarse4_cross", "coarse4_ff", "coarse8_self", "coarse8_cross", "coarse8_ff")
@@ -114,7 +127,7 @@ def test_it_says_the_same_of_each(drafted: Drafted) -> None:
 
 
 def _said(spec: SiteSpec) -> dict[str, Any]:
-    return spec.model_dump(exclude={"match", "expect"})
+    return spec.model_dump(exclude={"id", "match", "expect"})
 
 
 def test_it_says_the_same_of_the_call(drafted: Drafted) -> None:
@@ -122,7 +135,8 @@ def test_it_says_the_same_of_the_call(drafted: Drafted) -> None:
     hand, draft = drafted.hand.inputs, drafted.draft.inputs
     differ = {name for name in {*hand, *draft} if hand.get(name) != draft.get(name)}
     assert differ == set(expected.inputs)
-    assert drafted.draft.tokens == drafted.hand.tokens
+    same = drafted.draft.tokens == drafted.hand.tokens
+    assert same == (expected.tokens is None)
 
 
 def test_it_takes_the_same_settings(drafted: Drafted) -> None:

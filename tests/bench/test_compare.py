@@ -44,6 +44,8 @@ def test_every_merging_stage_is_timed_with_fresh_and_with_kept_plans(small_sd3: 
     ]  # fmt: skip
     assert len(triples) == 2 * compared_stages(recipes) == 6
     assert [c.kept for c in found] == [32, 31, 16], "todo's ratio is full and stays so"
+    own = one_stage({"name": "todo"}).override({"stages.all.ratio": {"curve": "full"}})
+    assert [c.kept for c in compare_recipes(small_sd3, [own], SETUP)] == [16], "and so does that of a stage"
     tome, uniform, _ = found
     macs = 2 * 16 * 48 * 16  # two samples, one of four tokens absorbs, 16 channels
     assert tome.fresh_macs - tome.kept_macs == macs

@@ -86,7 +86,7 @@ def test_a_recipe_without_a_published_shape_asks_for_one(tmp_path: Path) -> None
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("version: 1\nname: mine\nextends: sd3-medium\n")
     _, err = run(str(recipe), code=1)
-    assert "no published shape for recipe 'mine'; give --model (sd3-medium, " in err
+    assert "no published shape for recipe 'mine'; give --model (auraflow, " in err
 
 
 @pytest.mark.slow

@@ -86,6 +86,9 @@ def test_no_phase_of_a_shipped_recipe_waits_for_the_host(name: str) -> None:
     sdtm_fx.rewrite(model, case.recipe(FEW))
     schedule = the_rewriting(model).runtime.schedule(8, (8, 8), 5)
     traced: set[Phase] = set()
+    the_rewriting(model).runtime.grid.read(
+        inputs
+    )  # ids wait for the host, once a generation and before any phase
     with torch.no_grad(), sdtm_fx.steps(model, 8) as clock:
         for step in range(8):
             latent = moving(inputs, step, 8)["hidden_states"]

@@ -176,7 +176,7 @@ def test_recipes_write_options_as_mappings(written: dict[str, object], method: o
     ("written", "place"),
     [
         ({"name": "ssm", "window": ["2", 2]}, ("ssm", "window", 0)),
-        ({"name": "ssm", "window": [2, 2, 2]}, ("ssm", "window")),
+        ({"name": "ssm", "window": [2, 2, 2, 2]}, ("ssm", "window")),
         ({"name": "ssm", "window": [1, 1]}, ("ssm",)),
         ({"name": "ssm", "age_weight": "0.1"}, ("ssm", "age_weight")),
         ({"name": "ssm", "age_weight": float("nan")}, ("ssm", "age_weight")),

@@ -276,7 +276,7 @@ def test_reuse_before_the_first_refresh_is_an_error() -> None:
     recipe = make(reuse={"order": 0, "weight": 0.5})
     late: Any = SimpleNamespace(
         **{name: getattr(recipe, name) for name in ("name", "stages", "ratio", "plan", "reuse")},
-        keep_dense=SimpleNamespace(first_steps=0, last_steps=1, every_steps=None),
+        keep_dense=SimpleNamespace(first_steps=0, last_steps=1, every_steps=None, steps=()),
     )
     with pytest.raises(ScheduleError, match=r"test: stage 'structure' reuses features at step 0 of 10"):
         build_schedule(late, steps=10, grid=(64, 64))
