@@ -54,6 +54,11 @@ class Setting:
         """Whether every stage is forecast altogether, as a step cache does it."""
         return not self.merges
 
+    @property
+    def tells_stages_apart(self) -> bool:
+        """Whether it matters which stage a step is of."""
+        return not self.caches or len(set(self.sites)) > 1
+
     def scaled(self, factor: float) -> Setting:
         """The same with every fraction that merges multiplied by a factor."""
         return replace(self, removed=tuple(f if f == 1 else _round_down(f * factor) for f in self.removed))
@@ -63,7 +68,7 @@ class Setting:
         changes: dict[str, Any] = {}
         if self.caches:
             changes = {"weight": 0.0, "plan_steps": 1}
-            if len(set(self.sites)) == 1:  # nothing tells the stages apart
+            if not self.tells_stages_apart:
                 last = self.steps - len(self.ends) + 1
                 changes["ends"] = tuple(range(last, self.steps + 1))
         elif self.order is None:
@@ -119,7 +124,9 @@ def changes(setting: Setting, recipe: Recipe) -> dict[str, Any]:
     stages: dict[str, dict[str, Any]] = {}
     for number, stage in enumerate(recipe.stages):
         fraction = setting.removed[number]
-        own: dict[str, Any] = {} if setting.caches else {"until": setting.ends[number] / setting.steps}
+        own: dict[str, Any] = {}
+        if setting.tells_stages_apart:
+            own["until"] = setting.ends[number] / setting.steps
         if setting.sites[number] != stage.sites:
             own["sites"] = list(setting.sites[number])
         if fraction == 1:

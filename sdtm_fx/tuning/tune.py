@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sdtm_fx.errors import SdtmFxError
@@ -11,15 +12,19 @@ from sdtm_fx.evaluate.interval import Estimate, mean_interval, paired_difference
 from sdtm_fx.evaluate.models import ModelSource, choose_prompts
 from sdtm_fx.evaluate.sampling import Sampling
 from sdtm_fx.evaluate.schedule_costs import probe_size
+from sdtm_fx.grids import show_grid
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.tuning.goal import Goal
 from sdtm_fx.tuning.measuring import Ruler, measuring
 from sdtm_fx.tuning.pricing import Pricing
-from sdtm_fx.tuning.search import Search, Trial
-from sdtm_fx.tuning.starts import starting_points
+from sdtm_fx.tuning.search import Judging, Search, Trial
+from sdtm_fx.tuning.starts import Start, starting_points
 
 FINALISTS = 4
 """Trials of every family that are drawn again on fresh images before one is chosen."""
+
+TOGETHER = 4
+"""Changes that are tried before a climb moves on; not the number of processes, which results must not depend on."""
 
 CLIMBS = 3
 """Starting points that are climbed from."""
@@ -105,7 +110,7 @@ def tune(
     starts = starting_points(pricing)
     if not starts:
         raise SdtmFxError(
-            f"tune: nothing reaches {goal.speedup:g}x at {goal.steps} steps on a {size.grid[0]}x{size.grid[1]} grid, "
+            f"tune: nothing reaches {goal.speedup:g}x at {goal.steps} steps on a {show_grid(size.grid)} grid, "
             "not even with one dense step; accepted: a lower speedup, or more steps"
         )
     ruler = Ruler(source, _sampling(source, goal), goal.quality, goal.threads)
@@ -115,30 +120,14 @@ def tune(
             pricing,
             lambda recipes: measure(recipes, searched),
             most=goal.trials,
-            together=goal.processes,
+            together=TOGETHER,
             groups=pricing.block_groups(goal.layer_groups),
             seed=goal.seed,
             on_trial=lambda trial: on_trial(trial, max(t.mean for t in search.trials)),
             out_of_time=lambda: goal.minutes is not None and time.monotonic() - started > goal.minutes * 60,
         )
         search.run(starts, CLIMBS)
-        begun = {start.setting for start in starts}
-        rivals = {
-            family: [t for t in search.best(len(search.trials), family) if t.setting in begun][:FINALISTS]
-            for family in dict.fromkeys(start.family for start in starts)
-        }
-        drawn = [*search.best(FINALISTS), *(trial for trials in rivals.values() for trial in trials)]
-        contenders = [*{trial.setting: trial for trial in drawn}.values()]
-        fresh = measure([pricing.recipe(trial.setting) for trial in contenders], chosen)
-        marks = {t.setting: sum(values) / len(values) for t, values in zip(contenders, fresh, strict=True)}
-
-        def ahead(trials: list[Trial]) -> Trial:
-            return max(trials, key=lambda trial: marks[trial.setting])
-
-        winners = {"tuned": ahead(contenders)}
-        winners |= {
-            f"best {family} to start from": ahead(trials) for family, trials in rivals.items() if trials
-        }
+        winners = _choose(search, starts, lambda recipes: measure(recipes, chosen))
         recipes = [pricing.recipe(trial.setting) for trial in winners.values()]
         last = measure(recipes, held)
     finalists = [
@@ -146,6 +135,25 @@ def tune(
         for (label, trial), own, values in zip(winners.items(), recipes, last, strict=True)
     ]
     return Tuned(goal, finalists[0], tuple(finalists[1:]), tuple(search.trials), time.monotonic() - started)
+
+
+def _choose(search: Search, starts: Sequence[Start], judge: Judging) -> dict[str, Trial]:
+    """The best trial, and the best starting point of every family, by fresh images; by what each is called."""
+    begun = {start.setting for start in starts}
+    rivals = {
+        family: [t for t in search.best(len(search.trials), family) if t.setting in begun][:FINALISTS]
+        for family in dict.fromkeys(start.family for start in starts)
+    }
+    drawn = [*search.best(FINALISTS), *(trial for trials in rivals.values() for trial in trials)]
+    contenders = [*{trial.setting: trial for trial in drawn}.values()]
+    fresh = judge([search.pricing.recipe(trial.setting) for trial in contenders])
+    marks = {t.setting: statistics.fmean(values) for t, values in zip(contenders, fresh, strict=True)}
+
+    def ahead(trials: Sequence[Trial]) -> Trial:
+        return max(trials, key=lambda trial: marks[trial.setting])
+
+    named = {f"best {family} to start from": ahead(trials) for family, trials in rivals.items() if trials}
+    return {"tuned": ahead(contenders), **named}
 
 
 def _sampling(source: ModelSource, goal: Goal) -> Sampling:

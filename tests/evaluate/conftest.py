@@ -11,6 +11,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
+from sdtm_fx.evaluate.drawing import threads
 from sdtm_fx.recipe import Recipe, load_recipe
 from sdtm_fx.toy import CaptionEncoder, ToySD3Pipeline, sample_scene
 from sdtm_fx.toy.sd3 import build_sd3
@@ -19,10 +20,8 @@ from tests.pipelines import randomize
 
 @pytest.fixture(autouse=True, scope="package")
 def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with threads(1):
+        yield
 
 
 @dataclass(frozen=True)

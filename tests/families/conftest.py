@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-import torch
 
+from sdtm_fx.evaluate.drawing import threads
 from tests.families.cases import FAMILIES, FamilyCase
 from tests.measured import costs_measured_once
 
@@ -25,10 +25,8 @@ def case(request: pytest.FixtureRequest) -> FamilyCase:
 @pytest.fixture(autouse=True, scope="package")
 def _one_thread() -> Iterator[None]:
     """Tiny tensors on many threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with threads(1):
+        yield
 
 
 @pytest.fixture(autouse=True, scope="package")

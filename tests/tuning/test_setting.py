@@ -60,6 +60,14 @@ def test_a_setting_is_said_as_a_recipe() -> None:
     assert [schedule.phase(step).stage for step in (1, 2, 4)] == [0, 0, 1]
 
 
+def test_boundaries_are_said_where_they_tell_stages_apart() -> None:
+    apart = replace(CACHE, ends=(5, 8), sites=(("ff",), ("attn", "ff")))
+    said = BASE.override({"name": "apart", **changes(apart, BASE)})
+    assert [stage.until for stage in said.stages] == [5 / 8, 1.0]
+    same = BASE.override({"name": "same", **changes(replace(CACHE, ends=(5, 8)), BASE)})
+    assert [stage.until for stage in same.stages] == [stage.until for stage in BASE.stages]
+
+
 def test_no_forecast_is_no_reuse() -> None:
     plain = replace(CACHE, removed=(0.4, 0.4), order=None, dense=())
     assert BASE.override({"name": "plain", **changes(plain, BASE)}).reuse is None

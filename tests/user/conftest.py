@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from sdtm_fx.evaluate.drawing import threads
 from tests.measured import costs_measured_once
 from tests.user.cases import CASES, Case
 
@@ -20,10 +21,8 @@ def case(request: pytest.FixtureRequest) -> Case:
 @pytest.fixture(autouse=True, scope="package")
 def _one_thread() -> Iterator[None]:
     """Tiny tensors on many threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with threads(1):
+        yield
 
 
 @pytest.fixture(autouse=True)
