@@ -26,6 +26,10 @@ def tune(
             help="Recipe whose sites and methods are searched, a name or a file.",
         ),
     ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(help="Recipe to compare with on held-out images, at the budget; once for each."),
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps; the recipe is for this number.")] = 28,
     height: Annotated[int, typer.Option(min=1, help="Pixels.")] = 64,
     width: Annotated[int, typer.Option(min=1, help="Pixels.")] = 64,
@@ -76,7 +80,7 @@ def tune(
     if recipe is None and not source.is_toy:
         raise SdtmFxError(f"tune: {model} is no toy; name the recipe whose sites are searched (--recipe)")
     named = recipe or model
-    base = load_recipe(named)
+    base, others = load_recipe(named), [load_recipe(other) for other in against or ()]
     goal = Goal(
         name=out.stem, speedup=speedup, steps=steps, height=height, width=width, guidance=guidance,
         quality=cast(Quality, quality), images=images, chosen=chosen, held_out=held_out, trials=trials,
@@ -84,19 +88,38 @@ def tune(
     )  # fmt: skip
     console = Console()
     with counting_bar("trials", trials, console=console) as advance:
-        found = search(source, base, goal, on_trial=lambda trial, best: advance(1))
+        found = search(
+            source, base, goal, against=others,
+            on_trial=lambda trial, best: advance(1), on_sensitivity=lambda sensitivity: advance(1),
+        )  # fmt: skip
     loose = source.is_toy and any(site.expect is not None for site in base.sites)
     extends = str(Path(named).resolve()) if Path(named).is_file() else named
     command = " ".join(["sdtm-fx", *sys.argv[1:]])
     out.write_text(recipe_text(found, base, extends, command, loose=loose), encoding="utf-8")
     if json_file is not None:
         json_file.write_text(to_json(as_data(found)), encoding="utf-8")
-    console.print(_table(found))
+    for table in (_sensitivities(found), _table(found)):
+        if table.row_count:
+            console.print(table)
+    for reason in found.left_out:
+        console.print(f"not compared: {reason}", highlight=False, soft_wrap=True)
     console.print(
         f"recipe: {out}; {len(found.trials)} trials in {found.seconds / 60:.1f} min",
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _sensitivities(found: Tuned) -> Table:
+    """What each part of the best starting point gives when it alone is computed whole."""
+    from rich.table import Table
+
+    table = Table(title="what computing a part whole gives, at the best starting point")
+    for column in ("part", f"{found.goal.quality} gained", "of dense MACs", "gained for each percent"):
+        table.add_column(column)
+    for one in found.sensitivities:
+        table.add_row(one.part.label, f"{one.gain:+.2f}", f"{one.share:.2%}", f"{one.rate:+.3f}")
+    return table
 
 
 def _table(found: Tuned) -> Table:
@@ -109,10 +132,8 @@ def _table(found: Tuned) -> Table:
     for column in ("setting", "kind", "speedup by MACs", found.goal.quality, "tuned is ahead by"):
         table.add_column(column)
     best = found.tuned
-    table.add_row(best.label, best.trial.family, f"{best.trial.speedup:.2f}x", told(best.estimate), "")
+    table.add_row(best.label, best.family, f"{best.speedup:.2f}x", told(best.estimate), "")
     for rival in found.rivals:
         ahead = told(best.ahead_of(rival))
-        table.add_row(
-            rival.label, rival.trial.family, f"{rival.trial.speedup:.2f}x", told(rival.estimate), ahead
-        )
+        table.add_row(rival.label, rival.family, f"{rival.speedup:.2f}x", told(rival.estimate), ahead)
     return table

@@ -1,4 +1,4 @@
-"""The search: from the best starting points uphill, one change at a time, until the trials are used up."""
+"""The search: starting points, what each part of the best one gives, then uphill, one change at a time."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.tuning.moves import afforded, changed
 from sdtm_fx.tuning.pricing import Pricing
+from sdtm_fx.tuning.sensitivity import Sensitivity, measure_sensitivities, parts_of, relieved
 from sdtm_fx.tuning.setting import Setting
 from sdtm_fx.tuning.starts import Start, family_of
 
@@ -46,13 +47,15 @@ class Search:
     Attributes:
         pricing: The budget and what settings cost.
         judge: Draws and measures.
-        most: Trials that may be made.
+        most: Trials that may be made; a sensitivity takes as long as one, and counts as one.
         together: Trials that are made at a time.
         groups: Blocks that are computed whole or not together.
         seed: Of the order in which neighbours are tried.
         on_trial: Called after every trial.
+        on_sensitivity: Called after every part whose sensitivity was measured.
         out_of_time: Says whether to stop early.
         trials: All trials, in order.
+        sensitivities: Of the parts of the best starting point, the highest first; none where trials are few.
     """
 
     pricing: Pricing
@@ -62,21 +65,24 @@ class Search:
     groups: Sequence[tuple[int, ...]] = ()
     seed: int = 0
     on_trial: Callable[[Trial], None] = lambda trial: None
+    on_sensitivity: Callable[[Sensitivity], None] = lambda sensitivity: None
     out_of_time: Callable[[], bool] = lambda: False
     trials: list[Trial] = field(default_factory=list)
+    sensitivities: list[Sensitivity] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Nothing has been tried."""
         self._seen: set[Setting] = set()
 
     def run(self, starts: Sequence[Start], climbs: int) -> None:
-        """Try all starting points, then climb from the best ones, each in turn, until none has anything left.
+        """Try all starting points, then the best one with sensitive parts whole; then climb from the best, in turn.
 
         Args:
             starts: Where to start.
             climbs: From how many of them.
         """
         self._try([start.setting for start in starts])
+        self._relieve()
         tops = self.best(climbs)
         paths = [_Climb(trial, self._around(trial, number)) for number, trial in enumerate(tops)]
         while paths and not self._over():
@@ -94,15 +100,31 @@ class Search:
         of = [trial for trial in self.trials if family in (None, trial.family)]
         return sorted(of, key=lambda trial: -trial.mean)[:count]
 
+    def _relieve(self) -> None:
+        """Measure what every part of the best trial gives, if that leaves as many trials again for using it."""
+        parts = parts_of(self.pricing, self.groups)
+        if self._over() or self._left < 2 * len(parts):
+            return
+        top = self.best(1)[0]
+        self.sensitivities = measure_sensitivities(top.setting, top.quality, self.pricing, parts, self.judge)
+        for one in self.sensitivities:
+            self.on_sensitivity(one)
+        ahead = relieved(top.setting, self.pricing, self.sensitivities)
+        self._try([*dict.fromkeys(setting for setting in ahead if setting not in self._seen)])
+
+    @property
+    def _left(self) -> int:
+        return self.most - len(self.trials) - len(self.sensitivities)
+
     def _over(self) -> bool:
-        return len(self.trials) >= self.most or self.out_of_time()
+        return self._left <= 0 or self.out_of_time()
 
     def _try(self, settings: Sequence[Setting]) -> list[Trial]:
         made: list[Trial] = []
         for first in range(0, len(settings), self.together):
             if self._over():
                 break
-            group = [*settings[first : first + self.together]][: self.most - len(self.trials)]
+            group = [*settings[first : first + self.together]][: self._left]
             self._seen.update(group)
             qualities = self.judge([self.pricing.recipe(setting) for setting in group])
             for setting, quality in zip(group, qualities, strict=True):

@@ -17,7 +17,10 @@ from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.tuning.goal import Goal
 from sdtm_fx.tuning.measuring import Ruler, measuring
 from sdtm_fx.tuning.pricing import Pricing
+from sdtm_fx.tuning.rivals import Rival, rivals_at
 from sdtm_fx.tuning.search import Judging, Search, Trial
+from sdtm_fx.tuning.sensitivity import Sensitivity
+from sdtm_fx.tuning.setting import Setting
 from sdtm_fx.tuning.starts import Start, starting_points
 
 FINALISTS = 4
@@ -29,20 +32,25 @@ TOGETHER = 4
 CLIMBS = 3
 """Starting points that are climbed from."""
 
+TUNED = "tuned"
+"""What the recipe that was found is called in tables."""
+
 
 @dataclass(frozen=True)
 class Finalist:
-    """A setting on images that took no part in finding it.
+    """A recipe on images that took no part in finding it.
 
     Attributes:
         label: What it is.
-        trial: The setting, and what the search saw of it.
-        recipe: Its recipe.
+        family: What kind of acceleration it is: "caching", "merging" or "mixed".
+        speedup: Dense over total MACs.
+        recipe: The recipe.
         held_out: Quality on held-out images.
     """
 
     label: str
-    trial: Trial
+    family: str
+    speedup: float
     recipe: Recipe
     held_out: tuple[float, ...]
 
@@ -63,15 +71,21 @@ class Tuned:
     Attributes:
         goal: What was searched for.
         tuned: The best.
-        rivals: The best of each family among the starting points: what a user might have written by hand.
+        setting: Its setting.
+        rivals: The best of each family among the starting points, then recipes that were written by hand.
+        left_out: Why recipes that were written by hand are not among the rivals.
         trials: All that was tried, in order.
+        sensitivities: Of the parts of the best starting point, the highest first.
         seconds: How long it took, the last comparison included.
     """
 
     goal: Goal
     tuned: Finalist
+    setting: Setting
     rivals: tuple[Finalist, ...]
+    left_out: tuple[str, ...]
     trials: tuple[Trial, ...]
+    sensitivities: tuple[Sensitivity, ...]
     seconds: float
 
 
@@ -80,22 +94,27 @@ def tune(
     recipe: Recipe,
     goal: Goal,
     *,
+    against: Sequence[Recipe] = (),
     on_trial: Callable[[Trial, float], None] = lambda trial, best: None,
+    on_sensitivity: Callable[[Sensitivity], None] = lambda sensitivity: None,
 ) -> Tuned:
     """Search for the recipe of best quality that costs no more than a budget.
 
     Starting points of all families (step caches, merging with and without forecasts, mixes) are brought to the budget
-    by the cost model and drawn. From the best of them a climb changes one thing at a time: where dense steps lie, the
-    fraction of each stage, its sites, stage boundaries, the forecast, how long plans serve, and blocks that stay whole.
-    The best trials, and the best starting points of every family, are then drawn on fresh images; one is chosen by
-    them, and all are compared on images that took part in nothing. Equal calls give equal results, unless they are
-    stopped by the clock.
+    by the cost model and drawn. The best of them is drawn again with every site of a stage, and every group of blocks,
+    computed whole; what gives most for its MACs is then left whole and paid for elsewhere. From the best of all that a
+    climb changes one thing at a time: where dense steps lie, the fraction of each stage, its sites, stage boundaries,
+    the forecast, how long plans serve, and blocks that stay whole. The best trials, and the best starting points of
+    every family, are then drawn on fresh images; one is chosen by them, and all are compared on images that took part
+    in nothing. Equal calls give equal results, unless they are stopped by the clock.
 
     Args:
         source: The model.
         recipe: Its sites, and the method of each of its stages, are what is searched; its ratios are not.
         goal: Budget, size and effort.
+        against: More recipes to compare with on held-out images, brought to the budget as `recipe` itself is.
         on_trial: Called after each trial, with the best quality so far.
+        on_sensitivity: Called after each part whose sensitivity was measured.
 
     Raises:
         SdtmFxError: The recipe cannot be tuned, nothing meets the budget, or what rewriting and drawing raise.
@@ -113,6 +132,7 @@ def tune(
             f"tune: nothing reaches {goal.speedup:g}x at {goal.steps} steps on a {show_grid(size.grid)} grid, "
             "not even with one dense step; accepted: a lower speedup, or more steps"
         )
+    rivals, left_out = rivals_at(goal.speedup, [base, *against], pipeline, size)
     ruler = Ruler(source, _sampling(source, goal), goal.quality, goal.threads)
     searched, chosen, held = goal.parts
     with measuring(ruler, goal.processes, pipeline) as measure:
@@ -124,17 +144,24 @@ def tune(
             groups=pricing.block_groups(goal.layer_groups),
             seed=goal.seed,
             on_trial=lambda trial: on_trial(trial, max(t.mean for t in search.trials)),
+            on_sensitivity=on_sensitivity,
             out_of_time=lambda: goal.minutes is not None and time.monotonic() - started > goal.minutes * 60,
         )
         search.run(starts, CLIMBS)
         winners = _choose(search, starts, lambda recipes: measure(recipes, chosen))
-        recipes = [pricing.recipe(trial.setting) for trial in winners.values()]
-        last = measure(recipes, held)
+        contenders = [
+            *(Rival(label, t.family, pricing.recipe(t.setting), t.speedup) for label, t in winners.items()),
+            *rivals,
+        ]
+        last = measure([one.recipe for one in contenders], held)
     finalists = [
-        Finalist(label, trial, own, values)
-        for (label, trial), own, values in zip(winners.items(), recipes, last, strict=True)
+        Finalist(one.label, one.family, one.speedup, one.recipe, values)
+        for one, values in zip(contenders, last, strict=True)
     ]
-    return Tuned(goal, finalists[0], tuple(finalists[1:]), tuple(search.trials), time.monotonic() - started)
+    return Tuned(
+        goal, finalists[0], winners[TUNED].setting, tuple(finalists[1:]), tuple(left_out),
+        tuple(search.trials), tuple(search.sensitivities), time.monotonic() - started,
+    )  # fmt: skip
 
 
 def _choose(search: Search, starts: Sequence[Start], judge: Judging) -> dict[str, Trial]:
@@ -153,7 +180,7 @@ def _choose(search: Search, starts: Sequence[Start], judge: Judging) -> dict[str
         return max(trials, key=lambda trial: marks[trial.setting])
 
     named = {f"best {family} to start from": ahead(trials) for family, trials in rivals.items() if trials}
-    return {"tuned": ahead(contenders), **named}
+    return {TUNED: ahead(contenders), **named}
 
 
 def _sampling(source: ModelSource, goal: Goal) -> Sampling:

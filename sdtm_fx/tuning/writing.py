@@ -32,10 +32,10 @@ def recipe_text(found: Tuned, base: Recipe, extends: str, command: str, *, loose
     lines = [
         f"Written by `{command}`, commit {environment()['commit']}, after {len(found.trials)} trials.",
         f"On {goal.held_out} held-out images of {goal.width} x {goal.height} px, {goal.steps} steps, to the dense "
-        f"image of the same seed: {told(best.estimate)} {unit} at {best.trial.speedup:.2f}x by total MACs.",
+        f"image of the same seed: {told(best.estimate)} {unit} at {best.speedup:.2f}x by total MACs.",
     ]
     lines += [
-        f"{rival.label}: {told(rival.estimate)} {unit} at {rival.trial.speedup:.2f}x; image by image the tuned one is "
+        f"{rival.label}: {told(rival.estimate)} {unit} at {rival.speedup:.2f}x; image by image the tuned one is "
         f"ahead by {told(best.ahead_of(rival))} {unit}."
         for rival in found.rivals
     ]
@@ -48,7 +48,7 @@ def recipe_text(found: Tuned, base: Recipe, extends: str, command: str, *, loose
         "description": f"Tuned for {goal.steps} steps at {goal.speedup:g}x, after {base.name}.",
         "extends": extends,
         **({"sites": {"*": {"expect": None}}} if loose else {}),
-        **changes(best.trial.setting, base),
+        **changes(found.setting, base),
     }
     return f"{comment}\n{dump_yaml(data)}"
 
@@ -71,9 +71,8 @@ def as_data(found: Tuned) -> dict[str, Any]:
     def finalist(one: Finalist) -> dict[str, Any]:
         return {
             "label": one.label,
-            "family": one.trial.family,
-            "speedup": one.trial.speedup,
-            "searched": _finite(one.trial.quality),
+            "family": one.family,
+            "speedup": one.speedup,
             "held_out": _finite(one.held_out),
             "recipe": one.recipe.to_data(),
         }
@@ -87,6 +86,11 @@ def as_data(found: Tuned) -> dict[str, Any]:
         "seconds": found.seconds,
         "tuned": finalist(found.tuned),
         "rivals": [finalist(rival) for rival in found.rivals],
+        "left_out": [*found.left_out],
+        "sensitivities": [
+            {"part": one.part.label, "gain": one.gain, "share": one.share, "rate": one.rate}
+            for one in found.sensitivities
+        ],
         "trials": [
             {
                 "family": trial.family,

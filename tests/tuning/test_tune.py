@@ -46,7 +46,7 @@ def test_a_search_on_the_toy() -> None:
     found = tune(source, one_stage(), TINY, on_trial=lambda trial, best: seen.append(best))
     assert len(found.trials) == 6
     assert seen == sorted(seen)
-    assert found.tuned.trial.speedup >= 1.4 * (1 - 1e-6)
+    assert found.tuned.speedup >= 1.4 * (1 - 1e-6)
     assert {rival.label for rival in found.rivals} >= {"best caching to start from"}
     assert all(len(one.held_out) == 2 for one in (found.tuned, *found.rivals))
     again = tune(source, one_stage(), TINY)
@@ -90,6 +90,8 @@ def test_the_command_writes_a_recipe_that_loads(tmp_path: Path) -> None:
         "--recipe",
         str(base),
         *sizes,
+        "--against",
+        "baselines/tome-toy-sd3",
         "--trials",
         "3",
         "--json",
@@ -101,6 +103,7 @@ def test_the_command_writes_a_recipe_that_loads(tmp_path: Path) -> None:
     text, told = out.read_text(encoding="utf-8"), json.loads(data.read_text(encoding="utf-8"))
     assert "# best caching to start from:" in text
     recipe = load_recipe(out)
+    assert {one["label"] for one in told["rivals"]} >= {"baselines/tome-toy-sd3 by hand"}
     assert (recipe.name, recipe.keep_dense.first_steps) == ("mine", 0)
     written, meant = recipe.to_data(), told["tuned"]["recipe"]
     assert {k: v for k, v in written.items() if k not in ("name", "description", "stages", "ratio")} == {
