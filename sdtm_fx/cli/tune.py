@@ -20,10 +20,10 @@ def tune(
         str, typer.Option(help="toy-sd3, toy-flux, or the folder of a diffusers checkpoint.")
     ] = "toy-sd3",
     recipe: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             show_default="the one named like the model",
-            help="Recipe whose sites and methods are searched, a name or a file.",
+            help="Recipe whose sites and methods are searched, a name or a file; once for each.",
         ),
     ] = None,
     against: Annotated[
@@ -77,10 +77,10 @@ def tune(
             f"tune: no quality {quality!r}{nearest(quality, ['psnr', 'ssim'])}; accepted: psnr, ssim"
         )
     source = ModelSource(model, dtype, device)
-    if recipe is None and not source.is_toy:
+    if not recipe and not source.is_toy:
         raise SdtmFxError(f"tune: {model} is no toy; name the recipe whose sites are searched (--recipe)")
-    named = recipe or model
-    base, others = load_recipe(named), [load_recipe(other) for other in against or ()]
+    named = recipe or [model]
+    bases, others = [load_recipe(name) for name in named], [load_recipe(name) for name in against or ()]
     goal = Goal(
         name=out.stem, speedup=speedup, steps=steps, height=height, width=width, guidance=guidance,
         quality=cast(Quality, quality), images=images, chosen=chosen, held_out=held_out, trials=trials,
@@ -89,11 +89,12 @@ def tune(
     console = Console()
     with counting_bar("trials", trials, console=console) as advance:
         found = search(
-            source, base, goal, against=others,
+            source, bases, goal, against=others,
             on_trial=lambda trial, best: advance(1), on_sensitivity=lambda sensitivity: advance(1),
         )  # fmt: skip
+    chosen_name, base = named[found.setting.base], bases[found.setting.base]
     loose = source.is_toy and any(site.expect is not None for site in base.sites)
-    extends = str(Path(named).resolve()) if Path(named).is_file() else named
+    extends = str(Path(chosen_name).resolve()) if Path(chosen_name).is_file() else chosen_name
     command = " ".join(["sdtm-fx", *sys.argv[1:]])
     out.write_text(recipe_text(found, base, extends, command, loose=loose), encoding="utf-8")
     if json_file is not None:

@@ -19,7 +19,7 @@ def changed(setting: Setting, pricing: Pricing, groups: Sequence[tuple[int, ...]
 
     Args:
         setting: Where to look around.
-        pricing: Knows the recipe that settings are said in.
+        pricing: Knows the recipes that settings are said in.
         groups: Blocks, by number, that are computed whole or not together.
     """
     return [
@@ -118,7 +118,7 @@ def _layers(setting: Setting, groups: Sequence[tuple[int, ...]]) -> Iterator[Set
 
 def _sites(setting: Setting, pricing: Pricing) -> Iterator[Setting]:
     """One site of one stage left dense, or merged again; each stage has one at least."""
-    for number, stage in enumerate(pricing.base.stages):
+    for number, stage in enumerate(pricing.bases[setting.base].stages):
         for site in stage.sites:
             own = tuple(s for s in stage.sites if (s in setting.sites[number]) != (s == site))
             if own:

@@ -20,14 +20,14 @@ class Pricing:
     """The cost model, asked once for each kind of setting.
 
     Attributes:
-        base: The recipe that settings are said in.
+        bases: The recipes that settings are said in.
         target: A dense pipeline or model.
         size: Steps, grid, batch and text tokens.
         speedup: The budget: dense over total MACs of a generation that is wanted, at least.
         name: What recipes of settings are called.
     """
 
-    base: Recipe
+    bases: tuple[Recipe, ...]
     target: Any
     size: CallSize
     speedup: float
@@ -36,7 +36,8 @@ class Pricing:
 
     def recipe(self, setting: Setting) -> Recipe:
         """The recipe of a setting."""
-        return self.base.override({"name": self.name, **changes(setting, self.base)})
+        base = self.bases[setting.base]
+        return base.override({"name": self.name, **changes(setting, base)})
 
     def price(self, setting: Setting) -> float:
         """Dense over total MACs of a whole generation, by the cost model.
@@ -46,6 +47,7 @@ class Pricing:
         """
         recipe = self.recipe(setting)
         kind = (
+            setting.base,
             tuple(fraction == 1 for fraction in setting.removed),
             setting.sites,
             setting.whole,
@@ -74,10 +76,14 @@ class Pricing:
         except ScheduleError:
             return False
 
-    def reach(self) -> tuple[float, ...]:
-        """The largest fraction that each stage's method can remove on this grid."""
+    def reach(self, base: int = 0) -> tuple[float, ...]:
+        """The largest fraction that each stage's method can remove on this grid.
+
+        Args:
+            base: Number of the recipe.
+        """
         tokens = self.size.grid[0] * self.size.grid[1]
-        return tuple(stage.method.capacity(self.size.grid) / tokens for stage in self.base.stages)
+        return tuple(stage.method.capacity(self.size.grid) / tokens for stage in self.bases[base].stages)
 
     def fit(self, setting: Setting) -> Setting | None:
         """Bring a setting to the budget: no cheaper than it has to be, None where it cannot be cheap enough.
@@ -89,7 +95,9 @@ class Pricing:
         """
         if not setting.merges:
             return setting.canonical() if self.meets(setting) else None
-        merging = [(f, most) for f, most in zip(setting.removed, self.reach(), strict=True) if f < 1]
+        merging = [
+            (f, most) for f, most in zip(setting.removed, self.reach(setting.base), strict=True) if f < 1
+        ]
         most = min(capacity / fraction for fraction, capacity in merging if fraction > 0)
         low, high = 0.0, most
         if not self.meets(setting.scaled(most)):

@@ -102,10 +102,12 @@ class Search:
 
     def _relieve(self) -> None:
         """Measure what every part of the best trial gives, if that leaves as many trials again for using it."""
-        parts = parts_of(self.pricing, self.groups)
-        if self._over() or self._left < 2 * len(parts):
+        if self._over():
             return
         top = self.best(1)[0]
+        parts = parts_of(self.pricing.bases[top.setting.base], self.groups)
+        if self._left < 2 * len(parts):
+            return
         self.sensitivities = measure_sensitivities(top.setting, top.quality, self.pricing, parts, self.judge)
         for one in self.sensitivities:
             self.on_sensitivity(one)

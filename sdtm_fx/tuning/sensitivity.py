@@ -59,16 +59,16 @@ class Sensitivity:
         return self.gain / (100 * self.share)
 
 
-def parts_of(pricing: Pricing, groups: Sequence[tuple[int, ...]]) -> list[Part]:
+def parts_of(recipe: Recipe, groups: Sequence[tuple[int, ...]]) -> list[Part]:
     """All parts: every site of every stage, and every group of blocks.
 
     Args:
-        pricing: Knows the recipe that settings are said in.
+        recipe: The recipe that settings are said in.
         groups: Groups of blocks, by number.
     """
     sites = [
         Part(f"{site} in stage {stage.name}", number, site)
-        for number, stage in enumerate(pricing.base.stages)
+        for number, stage in enumerate(recipe.stages)
         for site in stage.sites
     ]
     blocks = [Part(_blocks_label(group), blocks=group) for group in groups] if len(groups) > 1 else []

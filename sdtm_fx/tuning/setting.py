@@ -23,6 +23,7 @@ class Setting:
         sites: For each stage, the sites that are merged or forecast.
         whole: Blocks, by number, that are computed whole in every step.
         plan_steps: Consecutive steps that share a plan.
+        base: Which of the searched recipes it is said in, by number.
     """
 
     dense: tuple[int, ...]
@@ -33,6 +34,7 @@ class Setting:
     sites: tuple[tuple[str, ...], ...]
     whole: tuple[int, ...] = ()
     plan_steps: int = 1
+    base: int = 0
 
     @property
     def steps(self) -> int:
@@ -76,13 +78,14 @@ class Setting:
         return replace(self, **changes)
 
 
-def setting_of(recipe: Recipe, steps: int, *, removed: float) -> Setting:
+def setting_of(recipe: Recipe, steps: int, *, removed: float, base: int = 0) -> Setting:
     """The setting that a recipe's own stages make, with one fraction for all of them and no dense steps.
 
     Args:
         recipe: The recipe that settings are said in; every stage merges, on sites and not in spans.
         steps: Denoising steps; at least one for each stage.
         removed: The fraction.
+        base: The number of the recipe among those that are searched.
 
     Raises:
         SdtmFxError: A stage does not merge, or names a span, or there are too few steps.
@@ -111,6 +114,7 @@ def setting_of(recipe: Recipe, steps: int, *, removed: float) -> Setting:
         order=None,
         weight=weight,
         sites=tuple(stage.sites for stage in recipe.stages),
+        base=base,
     )
 
 

@@ -39,9 +39,21 @@ def starting_points(pricing: Pricing) -> tuple[Start, ...]:
     Args:
         pricing: The budget and what settings cost.
     """
-    base = setting_of(pricing.base, pricing.size.steps, removed=_PROBE * min(pricing.reach()))
+    bases = [
+        setting_of(recipe, pricing.size.steps, removed=_PROBE * min(pricing.reach(number)), base=number)
+        for number, recipe in enumerate(pricing.bases)
+    ]
+    sites = [recipe.sites for recipe in pricing.bases]
+    cached = [
+        base for number, base in enumerate(bases) if sites[number] not in sites[:number]
+    ]  # no two alike
+    kinds = [
+        *(_caches(base, pricing) for base in cached),
+        *(_merges(base, pricing) for base in bases),
+        *(_mixes(base, pricing) for base in bases),
+    ]
     found: dict[Setting, Start] = {}
-    for setting in itertools.chain(_caches(base, pricing), _merges(base, pricing), _mixes(base, pricing)):
+    for setting in itertools.chain.from_iterable(kinds):
         fitted = pricing.fit(setting)
         if fitted is not None:
             found.setdefault(fitted, Start(family_of(fitted), fitted))

@@ -91,7 +91,7 @@ class Tuned:
 
 def tune(
     source: ModelSource,
-    recipe: Recipe,
+    recipes: Sequence[Recipe],
     goal: Goal,
     *,
     against: Sequence[Recipe] = (),
@@ -110,29 +110,34 @@ def tune(
 
     Args:
         source: The model.
-        recipe: Its sites, and the method of each of its stages, are what is searched; its ratios are not.
+        recipes: Sites, and the methods of stages, that are searched; ratios of theirs are not. One at least.
         goal: Budget, size and effort.
-        against: More recipes to compare with on held-out images, brought to the budget as `recipe` itself is.
+        against: More recipes to compare with on held-out images, brought to the budget as `recipes` are.
         on_trial: Called after each trial, with the best quality so far.
         on_sensitivity: Called after each part whose sensitivity was measured.
 
     Raises:
-        SdtmFxError: The recipe cannot be tuned, nothing meets the budget, or what rewriting and drawing raise.
+        SdtmFxError: A recipe cannot be tuned, nothing meets the budget, or what rewriting and drawing raise.
     """
     started = time.monotonic()
     pipeline = source.load()
-    base = recipe.override({"sites.*.expect": None}) if source.is_toy else recipe
+    bases = tuple(r.override({"sites.*.expect": None}) if source.is_toy else r for r in recipes)
     size = probe_size(
-        pipeline, base, steps=goal.steps, height=goal.height, width=goal.width, guidance_scale=goal.guidance
+        pipeline,
+        bases[0],
+        steps=goal.steps,
+        height=goal.height,
+        width=goal.width,
+        guidance_scale=goal.guidance,
     )
-    pricing = Pricing(base, pipeline, size, goal.speedup, goal.name)
+    pricing = Pricing(bases, pipeline, size, goal.speedup, goal.name)
     starts = starting_points(pricing)
     if not starts:
         raise SdtmFxError(
             f"tune: nothing reaches {goal.speedup:g}x at {goal.steps} steps on a {show_grid(size.grid)} grid, "
             "not even with one dense step; accepted: a lower speedup, or more steps"
         )
-    rivals, left_out = rivals_at(goal.speedup, [base, *against], pipeline, size)
+    rivals, left_out = rivals_at(goal.speedup, [*bases, *against], pipeline, size)
     ruler = Ruler(source, _sampling(source, goal), goal.quality, goal.threads)
     searched, chosen, held = goal.parts
     with measuring(ruler, goal.processes, pipeline) as measure:

@@ -22,4 +22,4 @@ def one_stage() -> Recipe:
 def pricing() -> Pricing:
     pipeline, base = ModelSource("toy-sd3").load(), one_stage()
     size = probe_size(pipeline, base, steps=STEPS, height=32, width=32)
-    return Pricing(base, pipeline, size, 1.5, "tuned")
+    return Pricing((base,), pipeline, size, 1.5, "tuned")

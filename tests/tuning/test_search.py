@@ -135,5 +135,18 @@ def test_the_best_of_a_family(pricing: Pricing) -> None:
 def test_one_measurement_prices_kept_plans_too(pricing: Pricing) -> None:
     merging = next(s.setting for s in starting_points(pricing) if s.family == "merging")
     kept = replace(merging, plan_steps=3)
-    alone = Pricing(pricing.base, pricing.target, pricing.size, pricing.speedup, "alone")
+    alone = Pricing(pricing.bases, pricing.target, pricing.size, pricing.speedup, "alone")
     assert alone.price(kept) == pricing.price(kept)
+
+
+def test_several_recipes_are_searched_at_once(pricing: Pricing) -> None:
+    other = pricing.bases[0].override(
+        {"name": "other", "stages.all.method": {"name": "random"}, "stages.all.sites": ["ff"]}
+    )
+    both = Pricing((*pricing.bases, other), pricing.target, pricing.size, 1.2, "both")
+    starts = starting_points(both)
+    families = {(start.setting.base, start.family) for start in starts}
+    assert families == {(0, "caching"), (0, "merging"), (1, "merging")}, "caches of the same sites are equal"
+    merging = next(start.setting for start in starts if start.setting.base == 1)
+    assert both.recipe(merging).stages[0].method.name == "random"
+    assert {one.sites for one in changed(merging, both, ())} == {(("ff",),)}

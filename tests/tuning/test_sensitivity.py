@@ -30,10 +30,13 @@ def blocks_matter(recipes: Sequence[Recipe]) -> list[list[float]]:
 
 
 def test_parts_are_sites_of_stages_and_groups_of_blocks(pricing: Pricing) -> None:
-    labels = [part.label for part in parts_of(pricing, GROUPS)]
+    labels = [part.label for part in parts_of(pricing.bases[0], GROUPS)]
     assert labels == ["attn in stage all", "ff in stage all", "blocks 0 to 2", "blocks 3 to 5"]
-    assert [part.label for part in parts_of(pricing, [(0,), (1, 2)])][2:] == ["block 0", "blocks 1 to 2"]
-    assert len(parts_of(pricing, [(0, 1)])) == 2, "all blocks whole is no part"
+    assert [part.label for part in parts_of(pricing.bases[0], [(0,), (1, 2)])][2:] == [
+        "block 0",
+        "blocks 1 to 2",
+    ]
+    assert len(parts_of(pricing.bases[0], [(0, 1)])) == 2, "all blocks whole is no part"
 
 
 def test_a_part_computed_whole(pricing: Pricing) -> None:
@@ -52,7 +55,7 @@ def test_a_part_computed_whole(pricing: Pricing) -> None:
 
 def test_sensitivities_are_quality_for_macs(pricing: Pricing) -> None:
     setting = merging(pricing)
-    parts = parts_of(pricing, GROUPS)
+    parts = parts_of(pricing.bases[0], GROUPS)
     found = measure_sensitivities(setting, [0.0, 0.0], pricing, parts, blocks_matter)
     assert [one.part.label for one in found[:2]] == ["blocks 3 to 5", "attn in stage all"]
     assert [one.gain for one in found] == [3.0, 1.0, 0.0, 0.0]
@@ -64,7 +67,7 @@ def test_sensitivities_are_quality_for_macs(pricing: Pricing) -> None:
 
 def test_sensitive_parts_are_relieved_at_the_budget(pricing: Pricing) -> None:
     setting = merging(pricing)
-    parts = parts_of(pricing, GROUPS)
+    parts = parts_of(pricing.bases[0], GROUPS)
     found = list(relieved(setting, pricing, [Sensitivity(p, 1.0, 0.1) for p in reversed(parts)]))
     assert found
     assert found[0].whole == (3, 4, 5)

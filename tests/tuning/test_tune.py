@@ -43,13 +43,13 @@ def test_images_of_the_parts_are_apart() -> None:
 @pytest.mark.slow
 def test_a_search_on_the_toy() -> None:
     source, seen = ModelSource("toy-sd3"), []
-    found = tune(source, one_stage(), TINY, on_trial=lambda trial, best: seen.append(best))
+    found = tune(source, [one_stage()], TINY, on_trial=lambda trial, best: seen.append(best))
     assert len(found.trials) == 6
     assert seen == sorted(seen)
     assert found.tuned.speedup >= 1.4 * (1 - 1e-6)
     assert {rival.label for rival in found.rivals} >= {"best caching to start from"}
     assert all(len(one.held_out) == 2 for one in (found.tuned, *found.rivals))
-    again = tune(source, one_stage(), TINY)
+    again = tune(source, [one_stage()], TINY)
     assert [t.quality for t in again.trials] == [t.quality for t in found.trials]
     assert again.tuned.held_out == found.tuned.held_out
     # Two processes measure what one does.
@@ -62,7 +62,7 @@ def test_nothing_reaches_the_budget() -> None:
     with pytest.raises(
         SdtmFxError, match="nothing reaches 50x at 4 steps on a 8x8 grid, not even with one dense"
     ):
-        tune(ModelSource("toy-sd3"), one_stage(), Goal(**{**vars(TINY), "speedup": 50.0}))
+        tune(ModelSource("toy-sd3"), [one_stage()], Goal(**{**vars(TINY), "speedup": 50.0}))
 
 
 @pytest.mark.slow
@@ -89,6 +89,8 @@ def test_the_command_writes_a_recipe_that_loads(tmp_path: Path) -> None:
         "1.4",
         "--recipe",
         str(base),
+        "--recipe",
+        "baselines/random-toy-sd3",
         *sizes,
         "--against",
         "baselines/tome-toy-sd3",
