@@ -72,13 +72,19 @@ def _caches(base: Setting, pricing: Pricing) -> Iterator[Setting]:
 
 
 def _merges(base: Setting, pricing: Pricing) -> Iterator[Setting]:
-    """Plain merging behind no or one dense step; merging with forecasts behind some."""
-    for first in (0, 1):
-        yield replace(base, dense=tuple(range(first)))
+    """Plain merging behind no or one dense step, evenly and less from stage to stage; with forecasts behind some."""
+    for first, removed in itertools.product((0, 1), dict.fromkeys((base.removed, _falling(base.removed)))):
+        yield replace(base, dense=tuple(range(first)), removed=removed)
     for count in _numbers(base.steps):
         for order, dense in itertools.product((0, 1), dense_patterns(base.steps, count)):
             if order < count:
                 yield replace(base, order=order, dense=dense)
+
+
+def _falling(removed: tuple[float, ...]) -> tuple[float, ...]:
+    """From half as much again in the first stage to half in the last, as early steps can do with fewer tokens."""
+    last = len(removed) - 1
+    return tuple(f * (1.5 - number / last) for number, f in enumerate(removed)) if last else removed
 
 
 def _mixes(base: Setting, pricing: Pricing) -> Iterator[Setting]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import pytest
+
 from sdtm_fx.recipe import Recipe
 from sdtm_fx.tuning.moves import afforded, changed
 from sdtm_fx.tuning.pricing import Pricing
 from sdtm_fx.tuning.search import Search, Trial
-from sdtm_fx.tuning.setting import Setting
-from sdtm_fx.tuning.starts import family_of, starting_points
+from sdtm_fx.tuning.setting import Setting, setting_of
+from sdtm_fx.tuning.starts import _merges, family_of, starting_points
 
 
 def cache(pricing: Pricing, *dense: int) -> Setting:
@@ -150,3 +152,17 @@ def test_several_recipes_are_searched_at_once(pricing: Pricing) -> None:
     merging = next(start.setting for start in starts if start.setting.base == 1)
     assert both.recipe(merging).stages[0].method.name == "random"
     assert {one.sites for one in changed(merging, both, ())} == {(("ff",),)}
+
+
+def test_merging_starts_evenly_and_falling(pricing: Pricing) -> None:
+    stages = [
+        {"name": name, "until": until, "sites": ["attn", "ff"], "method": {"name": "tome"}}
+        for name, until in (("early", 0.3), ("middle", 0.6), ("late", 1.0))
+    ]
+    three = setting_of(pricing.bases[0].override(stages=stages), 8, removed=0.4)
+    plain = [setting for setting in _merges(three, pricing) if setting.order is None]
+    assert [(one.dense, one.removed) for one in plain] == [
+        (dense, pytest.approx(removed))
+        for dense in ((), (0,))
+        for removed in ((0.4, 0.4, 0.4), (0.6, 0.4, 0.2))
+    ]
