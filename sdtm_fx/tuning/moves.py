@@ -22,10 +22,11 @@ def changed(setting: Setting, pricing: Pricing, groups: Sequence[tuple[int, ...]
         pricing: Knows the recipes that settings are said in.
         groups: Blocks, by number, that are computed whole or not together.
     """
-    return [
+    found = [
         *_shifted(setting), *_traded(setting), *_reuses(setting), *_boundaries(setting),
         *_balances(setting), *_layers(setting, groups), *_sites(setting, pricing), *_intervals(setting),
     ]  # fmt: skip
+    return [s for s in found if 1 not in s.removed or pricing.may_forecast(s.base)]
 
 
 def afforded(setting: Setting, pricing: Pricing) -> Iterator[Setting]:

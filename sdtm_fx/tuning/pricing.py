@@ -85,6 +85,14 @@ class Pricing:
         tokens = self.size.grid[0] * self.size.grid[1]
         return tuple(stage.method.capacity(self.size.grid) / tokens for stage in self.bases[base].stages)
 
+    def may_forecast(self, base: int) -> bool:
+        """Whether stages may be forecast altogether: not where some blocks get a part of the ratio.
+
+        Args:
+            base: Number of the recipe.
+        """
+        return all(rule.scale in (None, 0, 1) for rule in self.bases[base].layers)
+
     def fit(self, setting: Setting) -> Setting | None:
         """Bring a setting to the budget: no cheaper than it has to be, None where it cannot be cheap enough.
 

@@ -43,14 +43,15 @@ def starting_points(pricing: Pricing) -> tuple[Start, ...]:
         setting_of(recipe, pricing.size.steps, removed=_PROBE * min(pricing.reach(number)), base=number)
         for number, recipe in enumerate(pricing.bases)
     ]
-    sites = [recipe.sites for recipe in pricing.bases]
-    cached = [
-        base for number, base in enumerate(bases) if sites[number] not in sites[:number]
-    ]  # no two alike
+    forecast = [base for base in bases if pricing.may_forecast(base.base)]
+    cached: list[Setting] = []
+    for base in forecast:  # of equal sites, caches are equal too
+        if all(pricing.bases[base.base].sites != pricing.bases[other.base].sites for other in cached):
+            cached.append(base)
     kinds = [
         *(_caches(base, pricing) for base in cached),
         *(_merges(base, pricing) for base in bases),
-        *(_mixes(base, pricing) for base in bases),
+        *(_mixes(base, pricing) for base in forecast),
     ]
     found: dict[Setting, Start] = {}
     for setting in itertools.chain.from_iterable(kinds):
