@@ -44,6 +44,7 @@ class Costs:
     _known: dict[tuple[int, int, bool, bool], list[tuple[int, float]]] = field(
         default_factory=dict, repr=False
     )
+    _answers: dict[tuple[int, int, int, bool, bool], float] = field(default_factory=dict, repr=False)
     _speedups: dict[str, float] = field(default_factory=dict, repr=False)
 
     def schedule(self, recipe: Recipe) -> Schedule:
@@ -109,14 +110,17 @@ class Costs:
         return _polynomial(self._known[key], phase.remove)
 
     def _asked(self, phase: Phase, count: int, batch: int) -> float:
-        """The same for another count, by the cost model."""
+        """The same for another count, by the cost model, which is asked once for each."""
         assert phase.stage is not None
         size = self.size
-        return self.model.saved(
-            phase.stage, size.grid, size.text, count, batch,
-            fresh_plan=phase.fresh_plan, fresh_destinations=phase.fresh_destinations,
-            references=size.references,
-        ).total  # fmt: skip
+        key = (phase.stage, count, batch, phase.fresh_plan, phase.fresh_destinations)
+        if key not in self._answers:
+            self._answers[key] = self.model.saved(
+                phase.stage, size.grid, size.text, count, batch,
+                fresh_plan=phase.fresh_plan, fresh_destinations=phase.fresh_destinations,
+                references=size.references,
+            ).total  # fmt: skip
+        return self._answers[key]
 
 
 def _polynomial(points: Sequence[tuple[int, float]], at: int) -> float:

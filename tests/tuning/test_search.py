@@ -157,14 +157,13 @@ def test_several_recipes_are_searched_at_once(pricing: Pricing) -> None:
 def test_blocks_with_a_part_of_the_ratio_are_not_forecast(pricing: Pricing) -> None:
     layers = [{"match": "transformer_blocks.0", "scale": 0.5}]
     scaled = pricing.bases[0].override(layers=layers)
-    alone = Pricing((scaled,), pricing.target, pricing.size, 1.2, "alone")
-    assert not alone.may_forecast(0)
-    starts = starting_points(alone)
-    assert {start.family for start in starts} == {"merging"}
-    stored = next(start.setting for start in starts if start.setting.order is not None)
-    assert 1 not in {f for one in changed(stored, alone, ()) for f in one.removed}
     both = Pricing((scaled, *pricing.bases), pricing.target, pricing.size, 1.2, "both")
-    assert {s.setting.base for s in starting_points(both) if s.family == "caching"} == {1}
+    assert [both.may_forecast(base) for base in (0, 1)] == [False, True]
+    starts = starting_points(both)
+    assert {s.setting.base for s in starts if s.family == "merging"} == {0, 1}
+    assert {s.setting.base for s in starts if s.family == "caching"} == {1}
+    stored = next(s.setting for s in starts if s.setting.base == 0 and s.setting.order is not None)
+    assert 1 not in {f for one in changed(stored, both, ()) for f in one.removed}
 
 
 def test_merging_starts_evenly_and_falling(pricing: Pricing) -> None:
