@@ -1,4 +1,4 @@
-"""`sdtm-fx tables`: evaluations and comparisons as a page in Markdown."""
+"""`sdtm-fx tables`: evaluations, comparisons and searches as a page in Markdown."""
 
 from __future__ import annotations
 
@@ -12,23 +12,27 @@ def tables(
     files: Annotated[
         list[Path],
         typer.Argument(
-            help="What `sdtm-fx eval` (evaluation.json) and `sdtm-fx bench --compare` (--out) wrote, in any order."
+            help="What `sdtm-fx eval` (evaluation.json), `sdtm-fx bench --compare` (--out) and `sdtm-fx tune` (--json) "
+            "wrote, in any order."
         ),
     ],
     out: Annotated[
         Path | None, typer.Option(help="File to write; absent: standard output.", show_default=False)
     ] = None,
 ) -> None:
-    """Write the tables of evaluations and comparisons in Markdown, with what they were measured on."""
+    """Write the tables of evaluations, comparisons and searches in Markdown, with what they were measured on."""
     from sdtm_fx.bench.page import comparison_section, holds_comparison, read_comparison
     from sdtm_fx.evaluate.page import evaluation_section, read_evaluation
+    from sdtm_fx.tuning.page import holds_tuning, read_tuning, tuning_section
 
-    text = "\n".join(
-        comparison_section(read_comparison(path))
-        if holds_comparison(path)
-        else evaluation_section(read_evaluation(path))
-        for path in files
-    )
+    def section(path: Path) -> str:
+        if holds_comparison(path):
+            return comparison_section(read_comparison(path))
+        if holds_tuning(path):
+            return tuning_section(read_tuning(path))
+        return evaluation_section(read_evaluation(path))
+
+    text = "\n".join(map(section, files))
     if out is None:
         typer.echo(text, nl=False)
     else:

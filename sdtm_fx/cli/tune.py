@@ -96,9 +96,12 @@ def tune(
     loose = source.is_toy and any(site.expect is not None for site in base.sites)
     extends = str(Path(chosen_name).resolve()) if Path(chosen_name).is_file() else chosen_name
     command = " ".join(["sdtm-fx", *sys.argv[1:]])
-    out.write_text(recipe_text(found, base, extends, command, loose=loose), encoding="utf-8")
+    written = recipe_text(found, base, extends, command, loose=loose)
+    out.write_text(written, encoding="utf-8")
     if json_file is not None:
-        json_file.write_text(to_json(as_data(found)), encoding="utf-8")
+        json_file.write_text(
+            to_json(as_data(found, model=model, command=command, written=written)), encoding="utf-8"
+        )
     for table in (_sensitivities(found), _table(found)):
         if table.row_count:
             console.print(table)

@@ -14,7 +14,8 @@ from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.tuning.setting import changes
 from sdtm_fx.tuning.tune import Finalist, Tuned
 
-_UNITS = {"psnr": "dB", "ssim": "SSIM"}
+UNITS = {"psnr": "dB", "ssim": "SSIM"}
+"""How qualities are told."""
 
 
 def recipe_text(found: Tuned, base: Recipe, extends: str, command: str, *, loose: bool = False) -> str:
@@ -28,7 +29,7 @@ def recipe_text(found: Tuned, base: Recipe, extends: str, command: str, *, loose
         loose: Whether the model has other numbers of blocks than the recipe expects.
     """
     goal, best = found.goal, found.tuned
-    unit = _UNITS[goal.quality]
+    unit = UNITS[goal.quality]
     lines = [
         f"Written by `{command}`, commit {environment()['commit']}, after {len(found.trials)} trials.",
         f"On {goal.held_out} held-out images of {goal.width} x {goal.height} px, {goal.steps} steps, to the dense "
@@ -65,8 +66,15 @@ def _finite(values: Sequence[float]) -> list[float | None]:
     return [value if math.isfinite(value) else None for value in values]
 
 
-def as_data(found: Tuned) -> dict[str, Any]:
-    """All of a search as plain data, for JSON."""
+def as_data(found: Tuned, *, model: str, command: str, written: str) -> dict[str, Any]:
+    """All of a search as plain data, for JSON.
+
+    Args:
+        found: The search.
+        model: What it was about.
+        command: What was run.
+        written: The recipe that was written, as YAML.
+    """
 
     def finalist(one: Finalist) -> dict[str, Any]:
         return {
@@ -83,7 +91,11 @@ def as_data(found: Tuned) -> dict[str, Any]:
     return {
         "goal": goal,
         "environment": environment(),
+        "model": model,
+        "command": command,
+        "written": written,
         "seconds": found.seconds,
+        "tried": len(found.trials),
         "tuned": finalist(found.tuned),
         "rivals": [finalist(rival) for rival in found.rivals],
         "left_out": [*found.left_out],

@@ -113,6 +113,9 @@ def test_the_command_writes_a_recipe_that_loads(tmp_path: Path) -> None:
     }
     assert [s["method"] for s in written["stages"]] == [s["method"] for s in meant["stages"]]
     assert len(told["trials"]) == 3
+    page = CliRunner().invoke(app, ["tables", str(data)]).stdout
+    assert page.startswith("## toy-sd3, 4 steps, 1.4x\n")
+    assert "name: mine" in page
 
 
 def test_errors_of_the_command(tmp_path: Path) -> None:
