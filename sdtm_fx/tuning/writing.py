@@ -41,7 +41,15 @@ def recipe_text(found: Tuned, base: Recipe, extends: str, command: str, *, loose
         for rival in found.rivals
     ]
     comment = "\n".join(
-        textwrap.fill(line, 110, initial_indent="# ", subsequent_indent="#   ") for line in lines
+        textwrap.fill(
+            line,
+            110,
+            initial_indent="# ",
+            subsequent_indent="#   ",
+            break_on_hyphens=False,
+            break_long_words=False,
+        )
+        for line in lines
     )
     data: dict[str, Any] = {
         "version": 1,
