@@ -17,8 +17,9 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from sdtm_fx.errors import InspectionError, nearest
 from sdtm_fx.inspecting.arguments import Argument, CallSizes, make
+from sdtm_fx.inspecting.facts import Facts, fixed_lengths, parameters_of
 from sdtm_fx.inspecting.lengths import other_sizes
-from sdtm_fx.inspecting.rules import Choice, Facts, choices_for, fixed_lengths, parameters_of
+from sdtm_fx.inspecting.rules import Choice, choices_for
 
 _MOST_TRIES = 250
 
