@@ -124,6 +124,30 @@ def test_the_first_frame_of_a_given_image_is_never_merged() -> None:
         generate(model, video.inputs(1, (1, 4, 6)))
 
 
+def test_every_token_is_modulated_and_gated_by_its_own_time() -> None:
+    """Merging by hand, between the modulation and the gate of tokens that differ in both."""
+    video, model, grid = VIDEOS["wan-timed"], built("wan-timed"), (5, 4, 6)
+    call, frame = video.inputs(2, grid), 24
+    with sdtm_fx.rewritten(model, rules(video)), sdtm_fx.record_plans(model) as record:
+        merged = generate(model, call)[STRUCTURE]
+    handles = []
+    for site in record.at(step=STRUCTURE, site="ff"):
+        assert site.assign is not None
+        one_hot = nn.functional.one_hot(site.assign.long().expand(2, -1)).float()  # [2, tokens, slots]
+        slots = nn.functional.pad(one_hot, (frame, 0, frame, 0))
+        slots[:, :frame, :frame] = torch.eye(frame)
+        ffn = model.get_submodule(site.block).ffn
+        means = (slots / slots.sum(1, keepdim=True)).mT
+        handles.append(ffn.register_forward_pre_hook(lambda _, args, m=means: (m @ args[0],)))
+        handles.append(ffn.register_forward_hook(lambda _, args, out, s=slots: s @ out))
+    by_hand = forward(model, call)
+    for handle in handles:
+        handle.remove()
+    dense = forward(model, call)
+    assert len(handles) == 4
+    assert (by_hand - merged).abs().max() < 1e-4 < 1e-2 < (dense - merged).abs().max()
+
+
 def test_windows_of_two_frames_leave_the_last_odd_one_over() -> None:
     video, model = VIDEOS["wan"], built("wan")
     recipe = rules(video, ratio={"curve": "full"})
