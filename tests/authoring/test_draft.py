@@ -23,8 +23,8 @@ from tests.unets import tiny_sdxl
 from tests.zoo import sd35_medium
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
-    # The padding of Z-Image hides which part of its sequence is the image: the draft says that it is unsure. Recipes for
-    # keys stand beside others for the same models.
+    # The padding of Z-Image hides which part of its sequence is the image: the draft says that it is unsure. Recipes
+    # for keys stand beside others for the same models.
     **{
         case.recipe_name: case.make
         for case in FAMILIES
