@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from sdtm_fx.errors import PlanError
 from sdtm_fx.plan import MergePlan
 
 
@@ -56,7 +57,15 @@ def add_bias(mask: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
 
     Returns:
         An additive mask, in the dtype of `mask`, or of `bias` where that is boolean.
+
+    Raises:
+        PlanError: The mask is over other keys: queries were merged too, and it comes from outside of the module.
     """
+    if mask.shape[-1] not in (1, bias.shape[-1]):
+        raise PlanError(
+            f"attention has a mask over {mask.shape[-1]} keys, and merged tokens leave {bias.shape[-1]}: a mask from "
+            "outside of the module follows where keys alone are merged; accepted: `merge: keys` at that site"
+        )
     if mask.dtype == torch.bool:
         return torch.where(mask, bias, float("-inf"))
     return mask + bias.to(mask.dtype)

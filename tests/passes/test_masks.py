@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sdtm_fx.errors import SiteError
+from sdtm_fx.errors import PlanError, SiteError
 from sdtm_fx.methods import ToDo, TokenView
 from sdtm_fx.plan import MergePlan, plan_from_parents
 from sdtm_fx.reductions import Reduce
@@ -197,6 +197,19 @@ def test_the_prompt_is_weighed_beside_a_mask() -> None:
             heads[0], heads[1][:, :, kept], heads[2][:, :, kept], attn_mask=seen
         )
         close(got[1], T + block.attn.out(attended.transpose(1, 2).flatten(2))[:, :TEXT])
+
+
+def test_a_mask_from_outside_does_not_follow_merged_queries() -> None:
+    block, mask = MaskedBlock(), padding()
+    sites = [KEYS[0] | {"merge": "tokens"}, FF]
+    rules = recipe(sites, merged=["attn"], method={"name": "todo"}, plan={"proportional": True})
+    worked = work_on(block, (X, T, C, mask), rules)
+    message = (
+        f"attention has a mask over {LENGTH} keys, and merged tokens leave {LENGTH - FULL}: a mask from outside of the "
+        "module follows where keys alone are merged; accepted: `merge: keys` at that site"
+    )
+    with pytest.raises(PlanError, match=re.escape(message)):
+        worked.run(X, T, C, mask, call=Calls(rules).make(remove=FULL))
 
 
 # -- the columns -----------------------------------------------------------------------------------
