@@ -65,6 +65,7 @@ class FamilyCase:
             "pixart-alpha-512",
             "flux.1-kontext",
             "flux.1-dev-keys",
+            "qwen-image-keys",
             "chroma-keys",
             "sdxl-turbo",
         )

@@ -19,6 +19,7 @@ from tests.families.video import TEXT, VIDEOS, Video
 
 SIZES: list[tuple[int, TokenGrid]] = [(2, (5, 4, 6)), (1, (7, 5, 7))]
 """Batches and grids: odd frames, not square, and one with odd sides."""
+NAMES = [pytest.param(name, marks=pytest.mark.slow) if name == "hunyuan-keys" else name for name in VIDEOS]
 STEPS = 6
 STRUCTURE, DETAIL = 2, 4
 
@@ -52,7 +53,7 @@ def forward(model: nn.Module, call: dict[str, Any]) -> torch.Tensor:
         return model(**call)[0]
 
 
-@pytest.mark.parametrize("name", VIDEOS)
+@pytest.mark.parametrize("name", NAMES)
 def test_ratio_zero_is_the_dense_model_and_restore_takes_all_back(name: str) -> None:
     video, model = VIDEOS[name], built(name)
     dense = {size: forward(model, video.inputs(*size)) for size in SIZES}
@@ -64,7 +65,7 @@ def test_ratio_zero_is_the_dense_model_and_restore_takes_all_back(name: str) -> 
         assert torch.equal(forward(model, video.inputs(*size)), wanted)
 
 
-@pytest.mark.parametrize("name", VIDEOS)
+@pytest.mark.parametrize("name", NAMES)
 def test_sites_run_on_as_many_tokens_as_the_ratio_says(name: str) -> None:
     video, model = VIDEOS[name], built(name)
     recipe = rules(video)
@@ -86,7 +87,7 @@ def test_sites_run_on_as_many_tokens_as_the_ratio_says(name: str) -> None:
                 assert abs(tokens_on(image) - site.kept - wanted) <= step / 2, (site.site, site.stage)
 
 
-@pytest.mark.parametrize("name", VIDEOS)
+@pytest.mark.parametrize("name", NAMES)
 def test_explain_counts_what_runs(name: str) -> None:
     """At another size than the measured one, in both stages."""
     video, model, grid = VIDEOS[name], built(name), (5, 6, 8)
