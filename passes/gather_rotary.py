@@ -41,20 +41,25 @@ def gather_rotary(work: BlockWork) -> int:
             )
         plan = site_plan(site)
         with work.graph.inserting_before(site.node):
-            follow = rotary_ops.gather_rotary if work.recipe.passes.gather_rotary else rotary_ops.cut_rotary
-            place: tuple[Any, ...] = (
-                *stream_place(work),
-                site.spec.rotary_axis,
-                site.spec.suffix is not None,
-            )
-            while place and place[-1] in (0, False) and not isinstance(place[-1], fx.Node):
-                place = place[:-1]  # as if it had not been said
-            gathered = _map_tables(work.graph, follow, (plan, *place), tables)
+            if work.recipe.passes.gather_rotary:
+                by = (plan, *_place(work, site))
+                gathered = _map_tables(work.graph, rotary_ops.gather_rotary, by, tables)
+            else:
+                by = (plan, site.spec.rotary_axis)
+                gathered = _map_tables(work.graph, rotary_ops.cut_rotary, by, tables)
         if isinstance(slot, int):
             site.node.update_arg(slot, gathered)
         else:
             site.node.update_kwarg(slot, gathered)
     return len(sites)
+
+
+def _place(work: BlockWork, site: Site) -> tuple[Any, ...]:
+    """Insert where the rows of image tokens are in the tables of a site; what goes without saying is left out."""
+    place: tuple[Any, ...] = (*stream_place(work), site.spec.rotary_axis, site.spec.suffix is not None)
+    while place and place[-1] in (0, False) and not isinstance(place[-1], fx.Node):
+        place = place[:-1]
+    return place
 
 
 def site_plan(site: Site) -> fx.Node:

@@ -60,7 +60,6 @@ def _instrument(work: BlockWork, site: Site, plan: fx.Node | None, weighted: boo
 
 
 def _weigh_prompt(opened: OpenedSite) -> None:
-    opened.refuse_mask("prompt weights")
     graph, key = opened.attention.graph, opened.key
     with graph.inserting_before(opened.attention.operation):
         total = graph.call_method("size", (key, opened.axis))

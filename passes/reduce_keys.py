@@ -2,7 +2,8 @@
 
 Inside the attention module, keys and values become ``[text, merge(plan, image)]``, behind norms and rotary
 embedding. There is nothing to unmerge. What is saved is the products with keys and values, QK' and AV, in
-proportion to the removed tokens; the projections to keys and values stay whole.
+proportion to the removed tokens; the projections to keys and values stay whole. A mask that the module has of its own,
+for padding or for regions, follows its keys.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from sdtm_fx.errors import SiteError
 from sdtm_fx.passes.insert_merges import feed
 from sdtm_fx.rewriting.opening import OpenedSite, is_causal, open_site, reads_image
 from sdtm_fx.rewriting.work import BlockWork, Pass
-from sdtm_fx.runtime import key_ops, ops
+from sdtm_fx.runtime import key_ops, mask_ops, ops
 from sdtm_fx.sites.locating import Site
 
 
@@ -46,9 +47,17 @@ def _check(opened: OpenedSite) -> None:
             f"{opened.where}: its keys do not come from the image tokens (cross-attention: they are text), and text "
             "is never merged; accepted: `merge: tokens`, which merges the queries, or another site"
         )
-    opened.refuse_mask("fewer keys")
     if is_causal(opened.attention.operation):
         raise SiteError(f"{opened.where}: attention is causal, which fewer keys do not combine with")
+
+
+def _check_mask(opened: OpenedSite, mask: fx.Node) -> None:
+    found, keys = mask.meta["val"].shape, opened.attention.key.meta["val"].shape
+    if len(found) > len(keys) or found[-1] not in (1, keys[opened.axis]):
+        raise SiteError(
+            f"{opened.where}: attention to {keys[opened.axis]} keys has a mask of shape {list(found)}; fewer keys "
+            "combine with one that broadcasts to [batch, heads, queries, keys]"
+        )
 
 
 def _reduce(opened: OpenedSite) -> None:
@@ -61,6 +70,13 @@ def _reduce(opened: OpenedSite) -> None:
             )
             for rows in (attention.key, attention.value)
         ]
+        if opened.mask is not None:
+            _check_mask(opened, opened.mask)
+            opened.use_mask(
+                graph.call_function(
+                    mask_ops.reduce_mask, (opened.plan, opened.mask, fewer[0], opened.start, opened.length)
+                )
+            )
         opened.length = graph.call_function(key_ops.kept_slots, (opened.plan,))
     for position, (name, rows) in enumerate(zip(("key", "value"), fewer, strict=True), start=1):
         rows.meta["val"] = attention.key.meta["val"]

@@ -2,7 +2,8 @@
 
 With it, a slot of equal tokens counts for as much as they did. Both kinds of attention sites have such keys: those
 that run on merged tokens, and those of which keys alone are merged. Inside of a span all attention has: its slots
-count for their tokens, and where a site merges them further, for the tokens of all of them together.
+count for their tokens, and where a site merges them further, for the tokens of all of them together. A mask that the
+module has of its own stays: the bias is added to it.
 """
 
 from __future__ import annotations
@@ -40,7 +41,6 @@ def _weigh(work: BlockWork, site: Site) -> bool:
             f"{site.local} attends to text, whose keys are no slots; proportional attention changes nothing there"
         )
         return False
-    opened.refuse_mask("sizes of slots")
     opened.outer_plan = plan or opened.outer_plan
     graph = opened.attention.graph
     with graph.inserting_before(opened.attention.operation):

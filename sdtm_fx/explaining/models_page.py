@@ -43,7 +43,8 @@ _MODELS = ("recipe", "class", "published as", "blocks", "sites", "steps", "text"
 ABSENT = (
     (
         "Lumina-Image 2.0",
-        "its forward reads the lengths of prompts on the host, so it cannot be traced without values",
+        "its forward reads the lengths of prompts on the host, so it cannot be traced without values; and in a batch "
+        "the image of each sample stands behind its own prompt, where recipes take one place for all",
     ),
 )
 """Models without a recipe, and why."""

@@ -17,8 +17,9 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from sdtm_fx.errors import InspectionError, nearest
 from sdtm_fx.inspecting.arguments import Argument, CallSizes, make
+from sdtm_fx.inspecting.facts import Facts, fixed_lengths, parameters_of
 from sdtm_fx.inspecting.lengths import other_sizes
-from sdtm_fx.inspecting.rules import Choice, Facts, choices_for, fixed_lengths, parameters_of
+from sdtm_fx.inspecting.rules import Choice, choices_for
 
 _MOST_TRIES = 250
 
@@ -38,19 +39,21 @@ class FoundCall:
         sizes: A size at which it runs.
         config: The config that dimensions name.
         tries: Calls that were tried.
+        as_tuple: Whether the model is told to return a tuple; those that return nothing else take no such argument.
     """
 
     arguments: Mapping[str, Argument]
     sizes: CallSizes
     config: Mapping[str, Any]
     tries: int = 0
+    as_tuple: bool = True
 
     def values(
         self, sizes: CallSizes, config: Mapping[str, Any] | None = None, device: str = "meta"
     ) -> dict[str, Any]:
         """The keyword arguments of the call at a size."""
         where = torch.device(device)
-        call: dict[str, Any] = {"return_dict": False}
+        call: dict[str, Any] = {"return_dict": False} if self.as_tuple else {}
         for seed, (name, argument) in enumerate(self.arguments.items()):
             *outer, key = name.split(".")
             owner = call
@@ -96,7 +99,7 @@ def find_call(
         chosen, attempt = search.run()
         tries += search.tries
         if attempt.error is None:
-            found = FoundCall(_merge(chosen.values()), sizes, config, tries)
+            found = FoundCall(_merge(chosen.values()), sizes, config, tries, _returns_dicts(model))
             # It must run at the sizes that lengths are read at, too: tables of positions may be short.
             rest = [_attempt(model, replace(found, sizes=other)) for other in other_sizes(sizes)[1:]]
             attempt = next((a for a in rest if a.error is not None), attempt)
@@ -194,14 +197,13 @@ class _Search:
         if key not in self._seen:
             self.tries += 1
             chosen = _merge(self.options[name][i] for name, i in state.items())
-            self._seen[key] = _attempt(self.model, FoundCall(chosen, self.sizes, self.config))
+            call = FoundCall(chosen, self.sizes, self.config, as_tuple=_returns_dicts(self.model))
+            self._seen[key] = _attempt(self.model, call)
         return self._seen[key]
 
 
 def _attempt(model: torch.nn.Module, call: FoundCall) -> _Attempt:
     arguments = call.values(call.sizes)
-    if "return_dict" not in inspect.signature(inspect.unwrap(type(model).forward)).parameters:
-        del arguments["return_dict"]
     with _finished_modules() as finished:
         try:
             with torch.no_grad():
@@ -210,6 +212,10 @@ def _attempt(model: torch.nn.Module, call: FoundCall) -> _Attempt:
             frames = _own_frames(model, error)
             return _Attempt((len(finished), (frames[0].lineno or 0) if frames else 0), error)
     return _Attempt((len(finished), 0), None)
+
+
+def _returns_dicts(model: torch.nn.Module) -> bool:
+    return "return_dict" in inspect.signature(inspect.unwrap(type(model).forward)).parameters
 
 
 def _own_frames(model: torch.nn.Module, error: Exception) -> list[traceback.FrameSummary]:

@@ -15,6 +15,7 @@ from sdtm_fx.inspecting.building import build_on_meta, with_layers
 from sdtm_fx.inspecting.calling import FoundCall, find_call
 from sdtm_fx.inspecting.finding import find_sites
 from sdtm_fx.inspecting.given import parse_inputs
+from sdtm_fx.inspecting.no_site import no_site, refuse_autoencoder
 from sdtm_fx.inspecting.observing import AttentionCall, attention_calls, observe
 from sdtm_fx.inspecting.opening import Subject
 from sdtm_fx.inspecting.pointwise import keep_pointwise
@@ -42,8 +43,9 @@ def survey(
         layers: Most layers of each kind in the smaller copy, in which feed-forwards are run.
 
     Raises:
-        InspectionError: It cannot be built or called (at that size, either), or has no site.
+        InspectionError: It cannot be built or called (at that size, either), or has no site; or it is an autoencoder.
     """
+    refuse_autoencoder(subject)
     given = parse_inputs(inputs, subject.config)
     # A call is looked for with few layers, which take the same arguments.
     few = build_on_meta(subject, with_layers(subject.config, 2))
@@ -59,7 +61,7 @@ def survey(
         left_out += mixing
     left_out += _uncaptured(attention, why_not) + _text_only(attention)
     if not sites:
-        raise InspectionError(_nothing(subject, attention, left_out))
+        raise no_site(subject, observation, attention, left_out)
     found = Survey(
         subject, model, call, structures_of(model, captures), tuple(sites), tuple(left_out),
         outer_nodes(model, call, list(captures)), {}, Macs(), call.sizes,
@@ -102,14 +104,3 @@ def _text_only(attention: Sequence[AttentionCall]) -> list[LeftOut]:
         for call in attention
         if not call.queries.image
     ]
-
-
-def _nothing(subject: Subject, attention: Sequence[AttentionCall], left_out: Sequence[LeftOut]) -> str:
-    if not attention:
-        return f"{subject.name} computes no attention on tokens: there is nothing that a recipe could merge"
-    first = left_out[0] if left_out else None
-    why = f" (first: {first.path}: {first.why})" if first is not None else ""
-    return (
-        f"{subject.name} has no site: attention is computed {len(attention)} times, but never in a module of a block "
-        f"that takes [batch, tokens, width] and ends in a residual addition{why}"
-    )

@@ -8,31 +8,13 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 from sdtm_fx.inspecting.arguments import Argument, Dimension
+from sdtm_fx.inspecting.facts import Facts, fields_of, is_extra, text_lengths, widths_of
 
 Choice = Mapping[str, Argument]
 ABSENT: Choice = {}
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What rules may look at.
-
-    Attributes:
-        config: The config.
-        names: The arguments of forward, in order.
-        fixed_text: Whether lengths of text that the config names come before any length.
-        parts: Names of the model's own modules.
-    """
-
-    config: Mapping[str, Any]
-    names: tuple[str, ...]
-    fixed_text: bool = False
-    parts: tuple[str, ...] = ()
 
 
 Rule = Callable[[inspect.Parameter, Facts], "list[Choice] | None"]
@@ -55,10 +37,10 @@ def _latent(parameter: inspect.Parameter, facts: Facts) -> list[Choice] | None:
     if "list" in str(parameter.annotation).lower():
         return [
             {name: Argument(("batch", c, 1, "height", "width"), form="list")}
-            for c in _fields(facts, "in_channels")
+            for c in fields_of(facts, "in_channels")
         ]
     found: list[Choice] = []
-    for channels in [*_fields(facts, "in_channels"), *_fields(facts, "channels", "in_dim")]:
+    for channels in [*fields_of(facts, "in_channels"), *fields_of(facts, "channels", "in_dim")]:
         image: Choice = {name: Argument(("batch", channels, "height", "width"))}
         packed: Choice = {name: Argument(("batch", "tokens", channels))}
         is_packed = {"img_ids", "img_shapes", "txt_ids", "position_ids"} & set(facts.names)
@@ -88,7 +70,7 @@ def _time(parameter: inspect.Parameter, facts: Facts) -> list[Choice] | None:
         return None
     name = parameter.name
     given: list[Choice] = [{name: Argument(("batch",))}, {name: Argument(("batch",), kind="int")}]
-    return [ABSENT, *given] if _optional_extra(parameter, facts) else given
+    return [ABSENT, *given] if is_extra(parameter, facts) else given
 
 
 def _mask(parameter: inspect.Parameter, facts: Facts) -> list[Choice] | None:
@@ -109,7 +91,7 @@ def _pooled(parameter: inspect.Parameter, facts: Facts) -> list[Choice] | None:
     """The prompt as one vector."""
     if not re.search(r"pooled|global_|clip_embed", parameter.name):
         return None
-    widths = _widths(parameter.name, facts, "pooled", "global")
+    widths = widths_of(parameter.name, facts, "pooled", "global")
     given: list[Choice] = [{parameter.name: Argument(("batch", w))} for w in widths]
     if parameter.default is parameter.empty:
         return given
@@ -167,7 +149,7 @@ def _class(parameter: inspect.Parameter, facts: Facts) -> list[Choice] | None:
     if parameter.name not in ("class_labels", "style"):
         return None
     given: Choice = {parameter.name: Argument(("batch",), "zeros", "int")}
-    widths = _fields(facts, "projection_class_embeddings_input_dim")
+    widths = fields_of(facts, "projection_class_embeddings_input_dim")
     vectors: list[Choice] = [{parameter.name: Argument(("batch", w))} for w in widths]
     return [ABSENT, given, *vectors]
 
@@ -190,7 +172,7 @@ def _added(parameter: inspect.Parameter, facts: Facts) -> list[Choice] | None:
         f"{name}.aspect_ratio": Argument(("batch", 1), "ones"),
     }
     embeds: list[Choice] = [
-        {f"{name}.image_embeds": Argument(("batch", w))} for w in _widths(name, facts, "hid")
+        {f"{name}.image_embeds": Argument(("batch", w))} for w in widths_of(name, facts, "hid")
     ]
     return [ABSENT, sizes, *embeds]
 
@@ -203,7 +185,7 @@ def _rotary(parameter: inspect.Parameter, facts: Facts) -> list[Choice] | None:
     if not re.search(r"rotary|rope|freqs", parameter.name):
         return None
     name = parameter.name
-    dims: list[Dimension] = [*_fields(facts, "attention_head_dim", "head_dim")]
+    dims: list[Dimension] = [*fields_of(facts, "attention_head_dim", "head_dim")]
     heads, hidden = facts.config.get("num_attention_heads"), facts.config.get("hidden_size")
     if isinstance(heads, int) and isinstance(hidden, int):
         dims.append(hidden // heads)
@@ -223,14 +205,14 @@ def _text(parameter: inspect.Parameter, facts: Facts) -> list[Choice] | None:
     ):
         return None
     name = parameter.name
-    widths = _widths(
+    widths = widths_of(
         name, facts, "joint", "cross_attention_dim", "caption", "text", "cap_", "encoder_hid", "context"
     )
     if "list" in str(parameter.annotation).lower():
         return [{name: Argument(("batch", "text", w), form="list")} for w in widths]
     lengths = text_lengths(name, facts)
     given: list[Choice] = [{name: Argument(("batch", length, w))} for length in lengths for w in widths]
-    extra = _optional_extra(parameter, facts) or name.endswith(("image", "_1", "_2"))
+    extra = is_extra(parameter, facts) or name.endswith(("image", "_1", "_2"))
     return [ABSENT, *given] if extra and parameter.default is not parameter.empty else given
 
 
@@ -240,67 +222,5 @@ RULES: Sequence[Rule] = (
 """In this order: a name that several could mean goes to the first."""
 
 
-def _fields(facts: Facts, *names: str) -> list[str]:
-    """Fields of the config that are whole numbers, of those names."""
-    return [n for n in names if type(facts.config.get(n)) is int]
-
-
-def _widths(argument: str, facts: Facts, *words: str) -> list[Dimension]:
-    """Fields that may be the width of an argument: those with a likely word first, then all others.
-
-    An ending that the argument shares (``_t5``) comes before anything else.
-    """
-    numbers = {n: v for n, v in facts.config.items() if type(v) is int and v > 1}
-    tail = argument.rpartition("_")[2]
-
-    def rank(name: str) -> tuple[int, int]:
-        shared = 0 if name.endswith(f"_{tail}") and len(tail) > 1 and tail != "states" else 1
-        is_size = any(word in name for word in ("dim", "channels", "size", "width"))
-        hit = next((i for i, w in enumerate(words) if w in name and is_size), len(words))
-        return hit if hit < len(words) else len(words) + (not is_size), shared
-
-    ordered = sorted(numbers, key=lambda n: (rank(n)[1] if rank(n)[0] < len(words) else 1, rank(n)))
-    first_of: dict[int, str] = {}
-    for name in ordered:
-        first_of.setdefault(numbers[name], name)
-    return list(first_of.values())
-
-
-def text_lengths(argument: str, facts: Facts) -> list[Dimension]:
-    """The numbers of tokens that a text may have: any, and what fields of the config fix.
-
-    A field whose ending the argument shares (``_t5``) comes before the others.
-    """
-    fields = fixed_lengths(facts.config)
-    tail = argument.rpartition("_")[2]
-    plain = not any(name.endswith(f"_{tail}") for name in fields)
-    fields.sort(key=lambda n: (not n.endswith("len") if plain else not n.endswith(f"_{tail}"), n))
-    return [*fields, "text"] if facts.fixed_text else ["text", *fields]
-
-
-def fixed_lengths(config: Mapping[str, Any]) -> list[str]:
-    """Fields of a config that may fix the number of text tokens."""
-    named = [n for n, v in config.items() if type(v) is int and re.search(r"text_len|max_text|text_seq", n)]
-    return [n for n in named if "rope" not in n]
-
-
-def _optional_extra(parameter: inspect.Parameter, facts: Facts) -> bool:
-    """Whether an argument is optional and comes behind others of its kind."""
-    if parameter.default is parameter.empty:
-        return False
-    base = parameter.name.rpartition("_")[0]
-    return any(base.startswith(other) for other in facts.names if other != parameter.name and len(other) > 3)
-
-
 def _unique(choices: list[Choice]) -> list[Choice]:
     return list({str(sorted(c.items())): c for c in choices}.values())
-
-
-def parameters_of(forward: Callable[..., Any]) -> Iterator[inspect.Parameter]:
-    """The parameters that a call of a forward must or may give, ``self`` and ``return_dict`` left out."""
-    for parameter in list(inspect.signature(inspect.unwrap(forward)).parameters.values())[1:]:
-        if (
-            parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
-            and parameter.name != "return_dict"
-        ):
-            yield parameter

@@ -45,7 +45,7 @@ class SiteSpec(Part):
     sites of a block share the plan of the first."""
     merge: Literal["tokens", "keys"] = "tokens"
     """``tokens``: the module runs on merged tokens. ``keys``: queries stay as they are, and attention looks at
-    fewer image keys and values, so nothing is unmerged and `reuse` has nothing to forecast there."""
+    fewer image keys and values, so nothing is unmerged and `reuse` has nothing to forecast there; a mask follows."""
     downsample: Positive = 1
     """Side of a token here over that of a token of `tokens.grid`: 2 at a level of a U-Net with half the resolution. A
     side that it does not divide is rounded up."""

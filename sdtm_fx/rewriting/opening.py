@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import fx
 
-from sdtm_fx.errors import SiteError
 from sdtm_fx.rewriting.attention import AttentionGraph, carries, image_span, open_attention
 from sdtm_fx.rewriting.placeholders import first_placeholder
+from sdtm_fx.runtime import mask_ops
 from sdtm_fx.sites.locating import Site
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ class OpenedSite:
         key: The keys that the operation gets; a pass may have made fewer of them.
         start: Where the image starts among them, a node or an integer.
         length: How many of them are image, a node.
-        has_mask: Whether the module passes a mask of its own.
         outer_plan: What the block graph passes for `plan`; None: nothing reads it.
         scored: The plan in the block graph that reads the second output; None: there is one output.
         reads: What that plan calls it.
@@ -45,7 +44,6 @@ class OpenedSite:
     key: fx.Node
     start: Any
     length: Any
-    has_mask: bool
     outer_plan: fx.Node | None = None
     scored: fx.Node | None = None
     reads: Literal["attention", "heads"] = "attention"
@@ -60,19 +58,27 @@ class OpenedSite:
         """The axis of the sequence in queries, keys and values."""
         return self.attention.sequence
 
-    def refuse_mask(self, what: str) -> None:
-        """Raise SiteError where the module has a mask of its own, which is about the keys as they were."""
-        if self.has_mask:
-            raise SiteError(f"{self.where}: attention already has a mask; {what} do not combine with it")
+    @property
+    def mask(self) -> fx.Node | None:
+        """The mask that the operation gets: the module's own, or what passes have made of it."""
+        operation = self.attention.operation
+        found = operation.args[3] if len(operation.args) > 3 else operation.kwargs.get("attn_mask")
+        return found if isinstance(found, fx.Node) else None
+
+    def use_mask(self, mask: fx.Node) -> None:
+        """Let the operation get another mask."""
+        operation = self.attention.operation
+        if len(operation.args) > 3:
+            operation.update_arg(3, mask)
+        else:
+            operation.update_kwarg("attn_mask", mask)
 
     def add_bias(self, bias: fx.Node) -> None:
-        """Add a bias over the keys to the logits, beside what other passes add."""
-        operation = self.attention.operation
-        other = operation.kwargs.get("attn_mask")
-        if other is not None:
-            with self.attention.graph.inserting_before(operation):
-                bias = self.attention.graph.call_method("add", (other, bias))
-        operation.update_kwarg("attn_mask", bias)
+        """Add a bias over the keys to the logits, beside the module's own mask and what other passes add."""
+        if self.mask is not None:
+            with self.attention.graph.inserting_before(self.attention.operation):
+                bias = self.attention.graph.call_function(mask_ops.add_bias, (self.mask, bias))
+        self.use_mask(bias)
 
 
 def open_site(work: BlockWork, site: Site) -> OpenedSite:
@@ -84,7 +90,7 @@ def open_site(work: BlockWork, site: Site) -> OpenedSite:
     if site.spec.id not in work.opened:
         module = work.block.get_submodule(site.local)
         attention = open_attention(site.node, module, site.slot, f"site {site.spec.id!r}")
-        graph, operation = attention.graph, attention.operation
+        graph = attention.graph
         # The last comes first: (ctx, before, behind, plan, ...).
         names = ("plan", "behind", "before", "ctx")
         plan, behind, before, context = (first_placeholder(graph, name) for name in names)
@@ -94,9 +100,8 @@ def open_site(work: BlockWork, site: Site) -> OpenedSite:
         start, length = image_span(
             attention, before if stands_before else None, behind if stands_behind else None
         )
-        has_mask = operation.kwargs.get("attn_mask") is not None or len(operation.args) > 3
         work.opened[site.spec.id] = OpenedSite(
-            site, attention, context, before, behind, plan, attention.key, start, length, has_mask
+            site, attention, context, before, behind, plan, attention.key, start, length
         )
     return work.opened[site.spec.id]
 

@@ -46,13 +46,6 @@ def gather_rotary(
     return table.index_select(axis, plan.placed(front, back).positions[0])
 
 
-def cut_rotary(
-    plan: Plan,
-    table: torch.Tensor,
-    before: int = 0,
-    behind: int = 0,
-    axis: int = 0,
-    text_last: bool = False,
-) -> torch.Tensor:
+def cut_rotary(plan: Plan, table: torch.Tensor, axis: int = 0) -> torch.Tensor:
     """[T + N, D] to [T + M, D]: the leading rows, whatever tokens the slots hold (``passes.gather_rotary: false``)."""
     return table.narrow(axis, 0, table.shape[axis] - plan.removed)

@@ -49,7 +49,7 @@ def locate(graph: fx.Graph, block: torch.nn.Module, spec: SiteSpec, local: str, 
 
     Raises:
         SiteError: The module is not called exactly once, has no such argument or output, changes the number
-            of tokens, or does not end in a residual addition.
+            of tokens, or merges them and does not end in a residual addition.
     """
     where = f"site {spec.id!r} at {path}"
     calls = [n for n in graph.nodes if n.op == "call_module" and n.target == local]
@@ -71,7 +71,8 @@ def locate(graph: fx.Graph, block: torch.nn.Module, spec: SiteSpec, local: str, 
             f"{where}: tokens go in as {_shape(entry)} and come out as {_shape(exit_)}; "
             "a site keeps the number of tokens (is `output` right?)"
         )
-    if path_to_residual(graph, entry, exit_) is None:
+    # Where keys alone are merged, the tokens themselves stay whole, whatever becomes of them.
+    if spec.merge == "tokens" and path_to_residual(graph, entry, exit_) is None:
         raise SiteError(f"{where}: its output does not end in one residual addition")
     return Site(spec, local, node, entry, slot, exit_, side)
 

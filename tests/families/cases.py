@@ -64,6 +64,9 @@ class FamilyCase:
         return self.sites is not None or self.recipe_name in (
             "pixart-alpha-512",
             "flux.1-kontext",
+            "flux.1-dev-keys",
+            "qwen-image-keys",
+            "chroma-keys",
             "sdxl-turbo",
         )
 
@@ -274,6 +277,13 @@ def _qwen_inputs(batch: int, grid: Grid, text: int, references: tuple[Grid, ...]
     }
 
 
+def _padded_qwen_inputs(batch: int, grid: Grid, text: int) -> dict[str, Any]:
+    """One prompt is shorter than the other, so that attention has a mask."""
+    mask = torch.ones(batch, text, dtype=torch.bool)
+    mask[0, -2:] = False
+    return _qwen_inputs(batch, grid, text) | {"encoder_hidden_states_mask": mask}
+
+
 def _qwen_edit_inputs(batch: int, grid: Grid, text: int) -> dict[str, Any]:
     """Two images are edited; one prompt is shorter than the other."""
     mask = torch.ones(batch, text, dtype=torch.bool)
@@ -318,9 +328,12 @@ FAMILIES = (
         "chroma", _chroma, _chroma_inputs, structures=2, sites=("attn", "ff", "single_attn", "single_ff"),
         changes={"plan.share": ["batch"]},
     ),
+    FamilyCase("chroma-keys", _chroma, _masked_chroma_inputs, structures=2),
+    FamilyCase("flux.1-dev-keys", ZOO["flux"].build, ZOO["flux"].inputs, structures=2),
     FamilyCase("flux.1-kontext", ZOO["flux"].build, _kontext_inputs, structures=2, references=REFERENCES),
     FamilyCase("flux.2", _flux2, _flux2_inputs, structures=2, references=REFERENCES),
     FamilyCase("qwen-image", _qwen, _qwen_inputs),
+    FamilyCase("qwen-image-keys", _qwen, _padded_qwen_inputs),
     FamilyCase("qwen-image-edit", _qwen, _qwen_edit_inputs, references=6),
     # Image and text are each padded to 32 tokens, and the prompts of a batch to the longest.
     FamilyCase(

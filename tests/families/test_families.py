@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 import sdtm_fx
 from sdtm_fx.layer_rates import coarser
@@ -41,19 +43,25 @@ def test_sites_run_on_the_tokens_that_are_kept(case: FamilyCase) -> None:
         with watched(model) as lengths, sdtm_fx.steps(model, steps) as clock, torch.no_grad():
             for step in range(steps):
                 lengths.clear()
-                output = first(model(**moving(case, inputs, step, steps)))
+                with Attended() as attended:
+                    output = first(model(**moving(case, inputs, step, steps)))
                 assert output.shape == dense[batch, grid][step].shape
                 assert bool(output.isfinite().all())
                 assert not torch.equal(output, dense[batch, grid][step])
                 stage = rewriting.recipe.stages[step]  # both are merged: one step each
                 for site in rewriting.recipe.sites:
-                    ((samples, length),) = lengths[site.id]
                     height, width = coarser(grid, site.downsample)
+                    if site.id in stage.sites and site.merge == "keys":  # it is called as a graph
+                        (fewer,) = attended.fewer
+                        check_half(fewer, stage.method, (height, width))
+                        assert not lengths[site.id]
+                        continue
+                    ((samples, length),) = lengths[site.id]
                     image, in_one = height * width, site.prefix is not None or site.suffix is not None
                     beside = case.beside(image, case.text_of(batch)) if in_one else 0
                     removed = beside + image + case.references - length
                     assert samples == batch
-                    if site.id in stage.sites:
+                    if site.id in stage.sites and site.merge == "tokens":
                         check_half(removed, stage.method, (height, width))
                     else:
                         assert removed == 0, site.id
@@ -65,6 +73,22 @@ def check_half(removed: int, method: Method, grid: tuple[int, int]) -> None:
     half, most = grid[0] * grid[1] / 2, 3 * (grid[0] // 2) * (grid[1] // 2)
     assert removed % method.quantum() == 0
     assert abs(removed - min(half, most)) < 2, (removed, grid, method.name)
+
+
+class Attended(TorchFunctionMode):
+    """How many keys less than queries attention looks at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fewer: set[int] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = dict(kwargs or {})
+        if func is F.scaled_dot_product_attention:
+            query, key = (args[i] if i < len(args) else named[n] for i, n in enumerate(("query", "key")))
+            if type(query) is torch.Tensor:  # not while tracing
+                self.fewer.add(query.shape[2] - key.shape[2])
+        return func(*args, **named)
 
 
 @contextmanager

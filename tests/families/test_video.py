@@ -19,6 +19,7 @@ from tests.families.video import TEXT, VIDEOS, Video
 
 SIZES: list[tuple[int, TokenGrid]] = [(2, (5, 4, 6)), (1, (7, 5, 7))]
 """Batches and grids: odd frames, not square, and one with odd sides."""
+NAMES = [pytest.param(name, marks=pytest.mark.slow) if name == "hunyuan-keys" else name for name in VIDEOS]
 STEPS = 6
 STRUCTURE, DETAIL = 2, 4
 
@@ -52,7 +53,7 @@ def forward(model: nn.Module, call: dict[str, Any]) -> torch.Tensor:
         return model(**call)[0]
 
 
-@pytest.mark.parametrize("name", VIDEOS)
+@pytest.mark.parametrize("name", NAMES)
 def test_ratio_zero_is_the_dense_model_and_restore_takes_all_back(name: str) -> None:
     video, model = VIDEOS[name], built(name)
     dense = {size: forward(model, video.inputs(*size)) for size in SIZES}
@@ -64,7 +65,7 @@ def test_ratio_zero_is_the_dense_model_and_restore_takes_all_back(name: str) -> 
         assert torch.equal(forward(model, video.inputs(*size)), wanted)
 
 
-@pytest.mark.parametrize("name", VIDEOS)
+@pytest.mark.parametrize("name", NAMES)
 def test_sites_run_on_as_many_tokens_as_the_ratio_says(name: str) -> None:
     video, model = VIDEOS[name], built(name)
     recipe = rules(video)
@@ -86,7 +87,7 @@ def test_sites_run_on_as_many_tokens_as_the_ratio_says(name: str) -> None:
                 assert abs(tokens_on(image) - site.kept - wanted) <= step / 2, (site.site, site.stage)
 
 
-@pytest.mark.parametrize("name", VIDEOS)
+@pytest.mark.parametrize("name", NAMES)
 def test_explain_counts_what_runs(name: str) -> None:
     """At another size than the measured one, in both stages."""
     video, model, grid = VIDEOS[name], built(name), (5, 6, 8)
@@ -122,6 +123,30 @@ def test_the_first_frame_of_a_given_image_is_never_merged() -> None:
         pytest.raises(PlanError, match="found 1 frames of tokens, of which"),
     ):
         generate(model, video.inputs(1, (1, 4, 6)))
+
+
+def test_every_token_is_modulated_and_gated_by_its_own_time() -> None:
+    """Merging by hand, between the modulation and the gate of tokens that differ in both."""
+    video, model, grid = VIDEOS["wan-timed"], built("wan-timed"), (5, 4, 6)
+    call, frame = video.inputs(2, grid), 24
+    with sdtm_fx.rewritten(model, rules(video)), sdtm_fx.record_plans(model) as record:
+        merged = generate(model, call)[STRUCTURE]
+    handles = []
+    for site in record.at(step=STRUCTURE, site="ff"):
+        assert site.assign is not None
+        one_hot = nn.functional.one_hot(site.assign.long().expand(2, -1)).float()  # [2, tokens, slots]
+        slots = nn.functional.pad(one_hot, (frame, 0, frame, 0))
+        slots[:, :frame, :frame] = torch.eye(frame)
+        ffn = model.get_submodule(site.block).ffn
+        means = (slots / slots.sum(1, keepdim=True)).mT
+        handles.append(ffn.register_forward_pre_hook(lambda _, args, m=means: (m @ args[0],)))
+        handles.append(ffn.register_forward_hook(lambda _, args, out, s=slots: s @ out))
+    by_hand = forward(model, call)
+    for handle in handles:
+        handle.remove()
+    dense = forward(model, call)
+    assert len(handles) == 4
+    assert (by_hand - merged).abs().max() < 1e-4 < 1e-2 < (dense - merged).abs().max()
 
 
 def test_windows_of_two_frames_leave_the_last_odd_one_over() -> None:

@@ -83,6 +83,14 @@ def wan_image_inputs(batch: int, grid: TokenGrid) -> dict[str, Any]:
     }
 
 
+def wan_timed_inputs(batch: int, grid: TokenGrid) -> dict[str, Any]:
+    """A time for every token, as for Wan 2.2 TI2V: that of a given image, the first frame, is over."""
+    frames, height, width = grid
+    time = torch.full((batch, frames, height * width), 500.0)
+    time[:, 0] = 0
+    return wan_inputs(batch, grid) | {"timestep": time.flatten(1)}
+
+
 def hunyuan() -> nn.Module:
     return HunyuanVideoTransformer3DModel(
         in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=2, num_single_layers=2,
@@ -152,8 +160,10 @@ VIDEOS: dict[str, Video] = {
     "wan-image": Video(
         "wan2.1-i2v-14b", seeded(lambda: wan(image_dim=20, added_kv_proj_dim=24)), wan_image_inputs, 512
     ),
+    "wan-timed": Video("wan2.2-ti2v-5b", seeded(wan), wan_timed_inputs),
     "wan-keys": Video("wan2.1-t2v-14b-keys", seeded(wan), wan_inputs),
     "hunyuan": Video("hunyuan-video", seeded(hunyuan), hunyuan_inputs),
+    "hunyuan-keys": Video("hunyuan-video-keys", seeded(hunyuan), hunyuan_inputs),
     "ltx": Video("ltx-video", seeded(ltx), ltx_inputs),
     "cogvideox": Video("cogvideox-5b", seeded(cogvideox), cogvideox_inputs),
 }

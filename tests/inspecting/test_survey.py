@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DModel
 from torch import nn
 from typer.testing import CliRunner
 
@@ -103,17 +102,6 @@ def test_a_size_that_the_model_does_not_take_is_named() -> None:
     message = r"does not run on a latent of 128x128 .*choose --height, --width and --text"
     with pytest.raises(InspectionError, match=message):
         survey(tables, grid=(64, 64))
-
-
-def test_a_model_without_sites_is_refused() -> None:
-    unet = UNet2DModel(
-        sample_size=8, in_channels=3, out_channels=3, layers_per_block=1, block_out_channels=(8, 8), norm_num_groups=4,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-    )  # fmt: skip
-    with pytest.raises(
-        InspectionError, match=r"UNet2DModel has no site: attention is computed \d+ times, but never in a "
-    ):
-        survey(subject_of(unet))
 
 
 def test_a_recipe_is_marked(flux: Survey) -> None:

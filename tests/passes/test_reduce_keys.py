@@ -32,7 +32,7 @@ from tests.passes.blocks import (
     tables,
     text,
 )
-from tests.passes.test_instrument_attention import Double, FeedForwardFirst, Masked
+from tests.passes.test_instrument_attention import Double, FeedForwardFirst
 from tests.passes.working import (
     ATTN,
     DUAL,
@@ -291,7 +291,6 @@ class Causal(Attention):
 @pytest.mark.parametrize(
     ("attention", "message"),
     [
-        (Masked(), "attention already has a mask; fewer keys do not combine with it"),
         (Causal(), "attention is causal, which fewer keys do not combine with"),
         (Double(), "Double computes attention 2 times, expected once"),
     ],

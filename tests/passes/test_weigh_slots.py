@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from sdtm_fx.errors import SiteError
 from sdtm_fx.methods import ToDo, TokenView
 from sdtm_fx.plan import plan_from_parents
+from sdtm_fx.runtime import mask_ops
 from sdtm_fx.runtime.key_ops import slot_bias
 from tests.passes.blocks import (
     GRID,
@@ -26,8 +25,7 @@ from tests.passes.blocks import (
     image,
     text,
 )
-from tests.passes.test_instrument_attention import Masked
-from tests.passes.working import ATTN, FF, PARALLEL, Calls, close, recipe, up_to, work_on
+from tests.passes.working import ATTN, FF, PARALLEL, Calls, close, recipe, work_on
 
 T, C = text(), condition()
 TODO = {"name": "todo"}
@@ -118,7 +116,7 @@ def test_it_adds_up_with_the_weight_of_the_prompt() -> None:
     assert (plain[1] - outputs[0][1]).abs().max() > 1e-3
     inner = merged.work.opened["attn"].attention
     assert merged.applied["call_opened"] == 1
-    assert inner.operation.kwargs["attn_mask"].target == "add"
+    assert inner.operation.kwargs["attn_mask"].target is mask_ops.add_bias
     assert len(T[0]) == TEXT
 
 
@@ -131,11 +129,3 @@ def test_attention_to_text_has_no_slots_among_its_keys() -> None:
     assert (
         note == "attn2 attends to text, whose keys are no slots; proportional attention changes nothing there"
     )
-
-
-def test_a_mask_of_the_module_is_an_error() -> None:
-    block = GatedBlock()
-    block.attn = Masked()
-    message = "site 'attn': attention already has a mask; sizes of slots do not combine with it"
-    with pytest.raises(SiteError, match=re.escape(message)):
-        work_on(block, (X, C), recipe([ATTN, FF], **WEIGHED), passes=up_to("weigh_slots"))
