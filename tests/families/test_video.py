@@ -15,12 +15,20 @@ from sdtm_fx.cost.counter import MacCounter
 from sdtm_fx.errors import PlanError
 from sdtm_fx.grids import TokenGrid, tokens_on
 from sdtm_fx.recipe import Recipe
+from tests.compat.classes import about
 from tests.families.video import TEXT, VIDEOS, Video
 
 SIZES: list[tuple[int, TokenGrid]] = [(2, (5, 4, 6)), (1, (7, 5, 7))]
 """Batches and grids: odd frames, not square, and one with odd sides."""
 STEPS = 6
 STRUCTURE, DETAIL = 2, 4
+
+
+@pytest.fixture(params=VIDEOS)
+def name(request: pytest.FixtureRequest) -> str:
+    """Every family in turn."""
+    about(request, VIDEOS[request.param].recipe)
+    return request.param
 
 
 @functools.cache
@@ -52,7 +60,6 @@ def forward(model: nn.Module, call: dict[str, Any]) -> torch.Tensor:
         return model(**call)[0]
 
 
-@pytest.mark.parametrize("name", VIDEOS)
 def test_ratio_zero_is_the_dense_model_and_restore_takes_all_back(name: str) -> None:
     video, model = VIDEOS[name], built(name)
     dense = {size: forward(model, video.inputs(*size)) for size in SIZES}
@@ -64,7 +71,6 @@ def test_ratio_zero_is_the_dense_model_and_restore_takes_all_back(name: str) -> 
         assert torch.equal(forward(model, video.inputs(*size)), wanted)
 
 
-@pytest.mark.parametrize("name", VIDEOS)
 def test_sites_run_on_as_many_tokens_as_the_ratio_says(name: str) -> None:
     video, model = VIDEOS[name], built(name)
     recipe = rules(video)
@@ -86,7 +92,6 @@ def test_sites_run_on_as_many_tokens_as_the_ratio_says(name: str) -> None:
                 assert abs(tokens_on(image) - site.kept - wanted) <= step / 2, (site.site, site.stage)
 
 
-@pytest.mark.parametrize("name", VIDEOS)
 def test_explain_counts_what_runs(name: str) -> None:
     """At another size than the measured one, in both stages."""
     video, model, grid = VIDEOS[name], built(name), (5, 6, 8)

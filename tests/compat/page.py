@@ -1,0 +1,139 @@
+"""docs/compatibility.md, from the results of all environments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from sdtm_fx.records import read_record
+from tests.compat.classes import SINCE
+from tests.compat.environments import FOLDER, ROOT, Compatibility
+from tests.compat.outcome import Outcome, Row
+from tests.families.cases import FAMILIES
+from tests.families.video import VIDEOS
+from tests.user.cases import CASES
+
+RESULTS = FOLDER / "results"
+PAGE = ROOT / "docs" / "compatibility.md"
+PACKAGES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "peft",
+    "accelerate",
+    "huggingface_hub",
+    "numpy",
+    "pydantic",
+    "typer",
+)
+"""Those that the page tells; the results have all."""
+
+HEAD = """\
+# Compatibility
+
+The model matrix with the oldest and the newest supported versions of torch and diffusers. This page is written by
+`make compat`, which makes an environment for each column, lets pip choose what the column leaves open, runs the tests
+that `tests/compat/environments.yaml` lists, and keeps what they said under `tests/compat/results`. On the CPU, with
+small random models of diffusers' own classes.
+
+A recipe *works* where all tests about it pass: ratio 0 and `restore` are bit-identical, every site runs on the number
+of tokens that the recipe says, and a rewritten model compiles without a graph break.
+"""
+
+
+def write_outcome(name: str, outcome: Outcome, folder: Path = RESULTS) -> None:
+    """Keep what an environment said."""
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.json").write_text(outcome.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+def read_outcomes(compatibility: Compatibility, folder: Path = RESULTS) -> dict[str, Outcome]:
+    """What every environment said that has been run, in the order of the data.
+
+    Raises:
+        SdtmFxError: A file holds something else.
+    """
+    paths = {name: folder / f"{name}.json" for name in compatibility.environments}
+    return {
+        name: read_record(Outcome, path, "what `make compat` writes")
+        for name, path in paths.items()
+        if path.is_file()
+    }
+
+
+def rows_of(compatibility: Compatibility) -> tuple[str, ...]:
+    """The rows of the table: every recipe that the matrix has a case for, and what else is tested."""
+    cases = (
+        *(case.recipe_name for case in (*CASES, *FAMILIES)),
+        *(video.recipe for video in VIDEOS.values()),
+    )
+    return tuple(dict.fromkeys((*cases, *compatibility.matrix)))
+
+
+def page(outcomes: Mapping[str, Outcome], rows: Iterable[str]) -> str:
+    """Write the page: an environment that has not run a row says so."""
+    parts = [
+        HEAD,
+        "## Environments\n",
+        _head("", outcomes),
+        _line("Python", outcomes, lambda outcome: outcome.python),
+        *(_row(name, (each.packages.get(name, "") for each in outcomes.values())) for name in PACKAGES),
+        _line("chosen here", outcomes, lambda outcome: " ".join(f"`{each}`" for each in outcome.asked)),
+        _line("tests passed", outcomes, lambda o: sum(row.passed for row in o.rows.values())),
+        _line("tests failed", outcomes, lambda o: sum(len(row.failures) for row in o.rows.values())),
+        _line("minutes", outcomes, lambda outcome: outcome.minutes),
+        _line("date", outcomes, lambda outcome: outcome.date),
+        _line("commit", outcomes, lambda outcome: outcome.commit[:8] + outcome.commit[40:]),
+        _row("command", (f"`make compat COMPAT={name}`" for name in outcomes)),
+        "\n## Results\n",
+        _head("recipe, or what else was tested", outcomes),
+        *(
+            _row(
+                row if " " in row else f"`{row}`",
+                (cell(each.rows.get(row)) for each in outcomes.values()),
+            )
+            for row in rows
+        ),
+        *_skipped(outcomes),
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def cell(row: Row | None) -> str:
+    """What the table says of a row in one environment."""
+    if row is None:
+        return "not run"
+    if row.failures:
+        more = f", and {len(row.failures) - 1} more" if row.failures[1:] else ""
+        return f"**fails**: {_short(row.failures[0])}{more}"
+    if row.passed:
+        return "works"
+    return f"class since {row.absent.partition(SINCE)[2]}" if row.absent else "skipped"
+
+
+def _skipped(outcomes: Mapping[str, Outcome]) -> Iterable[str]:
+    told = [
+        f"- {name}: {_short(line)}"
+        for name, outcome in outcomes.items()
+        for row in outcome.rows.values()
+        for line in row.skipped
+    ]
+    return ("\nSkipped for other reasons:\n", *told) if told else ()
+
+
+def _head(first: str, outcomes: Mapping[str, Outcome]) -> str:
+    return f"| {first} | {' | '.join(outcomes)} |\n|{'---|' * (len(outcomes) + 1)}"
+
+
+def _line(name: str, outcomes: Mapping[str, Outcome], value: Callable[[Outcome], object]) -> str:
+    return _row(name, (str(value(outcome)) for outcome in outcomes.values()))
+
+
+def _row(name: str, cells: Iterable[str]) -> str:
+    return f"| {name} | {' | '.join(cells)} |"
+
+
+def _short(text: str, most: int = 160) -> str:
+    """One line that breaks no table."""
+    flat = " ".join(text.replace("|", "\\|").split())
+    return flat if len(flat) <= most else flat[: most - 3] + "..."
