@@ -56,7 +56,8 @@ class Signature:
         """
         if len(args) > len(self.names) and self.extra is None:
             raise TypeError(f"takes {len(self.names)} arguments, {len(args)} were given")
-        given = dict(zip(self.names, args, strict=False))
+        # Equal lengths: torch 2.8 compiles no zip of others, whatever it is told.
+        given = dict(zip(self.names[: len(args)], args[: len(self.names)], strict=True))
         for name, value in kwargs.items():
             if name in given:
                 raise TypeError(f"got multiple values for argument {name!r}")

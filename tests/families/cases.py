@@ -9,6 +9,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers.models.embeddings import get_2d_rotary_pos_embed
+from packaging.version import Version
 from torch import nn
 
 import sdtm_fx
@@ -257,7 +258,8 @@ def _qwen() -> nn.Module:
 
 def _qwen_inputs(batch: int, grid: Grid, text: int, references: tuple[Grid, ...] = ()) -> dict[str, Any]:
     shapes = [(1, *sides) for sides in (grid, *references)]
-    return {
+    lengths = {"txt_seq_lens": [text] * batch} if Version(diffusers.__version__) < Version("0.37") else {}
+    return lengths | {
         "hidden_states": noise(batch, sum(h * w for _, h, w in shapes), 16),
         "encoder_hidden_states": noise(batch, text, TEXT_DIM),
         "timestep": torch.full((batch,), 0.5),
