@@ -101,10 +101,10 @@ def _flatten(value: Any, leaves: list[Leaf]) -> Key:
         return ("tensor", value.dtype, value.ndim, value.ndim > 2 and value.shape[1] == 1)
     if isinstance(value, bool) or value is None:
         return ("constant", value)
-    if isinstance(value, int | float):
+    if isinstance(value, (int, float)):
         leaves.append(value)
-        return (type(value).__name__,)
-    if isinstance(value, list | tuple):
+        return ("float",) if isinstance(value, float) else ("int",)  # a symbolic int counts as one
+    if isinstance(value, (list, tuple)):
         if hasattr(value, "_fields"):
             raise CaptureError(f"a named tuple ({type(value).__name__}) as a block argument is not supported")
         return (type(value), tuple(_flatten(v, leaves) for v in value))

@@ -16,7 +16,7 @@ class Compatibility(BaseModel):
 
     Attributes:
         environments: Arguments of pip, by the name of the environment.
-        matrix: Test files, by the row of the table that they stand in.
+        matrix: Test files, or tests as pytest names them, by the row of the table that they stand in.
         since: The version of diffusers that brought a model class, where that is not the oldest one.
     """
 
@@ -27,9 +27,14 @@ class Compatibility(BaseModel):
     since: dict[str, str]
 
     @property
-    def files(self) -> tuple[str, ...]:
-        """All test files."""
-        return tuple(file for files in self.matrix.values() for file in files)
+    def tests(self) -> tuple[str, ...]:
+        """All of the matrix."""
+        return tuple(test for tests in self.matrix.values() for test in tests)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The files that they are in."""
+        return tuple(dict.fromkeys(map(_path, self.tests)))
 
     def row_of(self, module: str) -> str:
         """The row that the tests of a module, such as ``tests.user.test_restore``, stand in.
@@ -38,14 +43,18 @@ class Compatibility(BaseModel):
             LookupError: The module is in no row.
         """
         for row, files in self.matrix.items():
-            names = (file.removesuffix(".py").replace("/", ".") for file in files)
+            names = (_path(file).removesuffix(".py").replace("/", ".") for file in files)
             if any(f"{module}.".startswith(f"{name}.") for name in names):
                 return row
         raise LookupError(
-            f"{module}: found in no row of environments.yaml; accepted: {', '.join(self.files)}"
+            f"{module}: found in no row of environments.yaml; accepted: {', '.join(self.paths)}"
         )
 
 
 def read_compatibility(path: Path = FOLDER / "environments.yaml") -> Compatibility:
     """Read the file."""
     return Compatibility.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+def _path(test: str) -> str:
+    return test.partition("::")[0]

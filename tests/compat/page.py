@@ -36,8 +36,8 @@ The model matrix with the oldest and the newest supported versions of torch and 
 that `tests/compat/environments.yaml` lists, and keeps what they said under `tests/compat/results`. On the CPU, with
 small random models of diffusers' own classes.
 
-A recipe *works* where all tests about it pass: ratio 0 and `restore` are bit-identical, every site runs on the number
-of tokens that the recipe says, and a rewritten model compiles without a graph break.
+A recipe *works* where all tests about it pass: ratio 0 and `restore` are bit-identical, and every site runs on the
+number of tokens that the recipe says.
 """
 
 

@@ -37,7 +37,7 @@ def run(name: str, compatibility: Compatibility, folder: Path, *, keep: bool = F
     packages = json.loads(_call(python, "-m", "pip", "list", "--format=json"))
     report, began = folder / f"{name}.xml", time.monotonic()
     how = ("-p", "no:cacheprovider", "--continue-on-collection-errors", f"--junit-xml={report}")
-    tests = [python, "-m", "pytest", *how, *compatibility.files]
+    tests = [python, "-m", "pytest", *how, *compatibility.tests]
     code = subprocess.run(tests, cwd=ROOT, check=False).returncode
     if code not in (0, _TESTS_FAILED):
         raise subprocess.CalledProcessError(code, tests)

@@ -136,7 +136,7 @@ def test_the_environments_are_the_ends_of_the_ranges() -> None:
 
 def test_the_data_name_what_is_there() -> None:
     compatibility = read_compatibility()
-    assert all((ROOT / file).is_file() for file in compatibility.files)
+    assert all((ROOT / file).is_file() for file in compatibility.paths)
     shipped = {name for recipe in sdtm_fx.list_recipes() for name in sdtm_fx.load_recipe(recipe).model}
     assert set(compatibility.since) <= shipped
 
