@@ -31,7 +31,8 @@ def run(name: str, compatibility: Compatibility, folder: Path, *, keep: bool = F
     """
     place, asked = folder / name, compatibility.environments[name]
     commit = _call("git", "describe", "--always", "--dirty", "--abbrev=40").strip()
-    venv.create(place, with_pip=True, clear=not keep)
+    if not (keep and place.is_dir()):
+        venv.create(place, with_pip=True, clear=True, symlinks=sys.platform != "win32")
     python = str(place / ("Scripts" if sys.platform == "win32" else "bin") / "python")
     _call(python, "-m", "pip", "install", "--quiet", *asked, "--editable", ".[dev]")
     packages = json.loads(_call(python, "-m", "pip", "list", "--format=json"))
