@@ -29,7 +29,7 @@ def main(
         write_outcome(name, run(name, compatibility, folder, keep=keep))
     outcomes = read_outcomes(compatibility)
     PAGE.write_text(page(outcomes, rows_of(compatibility)), encoding="utf-8")
-    if not all(outcome.works for outcome in outcomes.values()):
+    if any(outcome is not None and not outcome.works for outcome in outcomes.values()):
         raise typer.Exit(1)
 
 

@@ -34,7 +34,8 @@ HEAD = """\
 The model matrix with the oldest and the newest supported versions of torch and diffusers. This page is written by
 `make compat`, which makes an environment for each column, lets pip choose what the column leaves open, runs the tests
 that `tests/compat/environments.yaml` lists, and keeps what they said under `tests/compat/results`. On the CPU, with
-small random models of diffusers' own classes.
+small random models of diffusers' own classes. With the versions of `constraints.txt`, `make test` runs all of these
+tests and the others.
 
 A recipe *works* where all tests about it pass: ratio 0 and `restore` are bit-identical, and every site runs on the
 number of tokens that the recipe says.
@@ -47,18 +48,18 @@ def write_outcome(name: str, outcome: Outcome, folder: Path = RESULTS) -> None:
     (folder / f"{name}.json").write_text(outcome.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
-def read_outcomes(compatibility: Compatibility, folder: Path = RESULTS) -> dict[str, Outcome]:
-    """What every environment said that has been run, in the order of the data.
+def read_outcomes(compatibility: Compatibility, folder: Path = RESULTS) -> dict[str, Outcome | None]:
+    """What every environment said; None where it has not been run with the versions that the data ask for now.
 
     Raises:
         SdtmFxError: A file holds something else.
     """
-    paths = {name: folder / f"{name}.json" for name in compatibility.environments}
-    return {
-        name: read_record(Outcome, path, "what `make compat` writes")
-        for name, path in paths.items()
-        if path.is_file()
-    }
+    outcomes: dict[str, Outcome | None] = {}
+    for name, asked in compatibility.environments.items():
+        path = folder / f"{name}.json"
+        outcome = read_record(Outcome, path, "what `make compat` writes") if path.is_file() else None
+        outcomes[name] = outcome if outcome is not None and outcome.asked == asked else None
+    return outcomes
 
 
 def rows_of(compatibility: Compatibility) -> tuple[str, ...]:
@@ -70,14 +71,14 @@ def rows_of(compatibility: Compatibility) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*cases, *compatibility.matrix)))
 
 
-def page(outcomes: Mapping[str, Outcome], rows: Iterable[str]) -> str:
+def page(outcomes: Mapping[str, Outcome | None], rows: Iterable[str]) -> str:
     """Write the page: an environment that has not run a row says so."""
     parts = [
         HEAD,
         "## Environments\n",
         _head("", outcomes),
         _line("Python", outcomes, lambda outcome: outcome.python),
-        *(_row(name, (each.packages.get(name, "") for each in outcomes.values())) for name in PACKAGES),
+        *(_line(name, outcomes, lambda outcome, name=name: outcome.packages[name]) for name in PACKAGES),
         _line("chosen here", outcomes, lambda outcome: " ".join(f"`{each}`" for each in outcome.asked)),
         _line("tests passed", outcomes, lambda o: sum(row.passed for row in o.rows.values())),
         _line("tests failed", outcomes, lambda o: sum(len(row.failures) for row in o.rows.values())),
@@ -90,7 +91,7 @@ def page(outcomes: Mapping[str, Outcome], rows: Iterable[str]) -> str:
         *(
             _row(
                 row if " " in row else f"`{row}`",
-                (cell(each.rows.get(row)) for each in outcomes.values()),
+                (cell(None if each is None else each.rows.get(row)) for each in outcomes.values()),
             )
             for row in rows
         ),
@@ -111,22 +112,22 @@ def cell(row: Row | None) -> str:
     return f"class since {row.absent.partition(SINCE)[2]}" if row.absent else "skipped"
 
 
-def _skipped(outcomes: Mapping[str, Outcome]) -> Iterable[str]:
+def _skipped(outcomes: Mapping[str, Outcome | None]) -> Iterable[str]:
     told = [
         f"- {name}: {_short(line)}"
         for name, outcome in outcomes.items()
-        for row in outcome.rows.values()
+        for row in (outcome.rows.values() if outcome is not None else ())
         for line in row.skipped
     ]
     return ("\nSkipped for other reasons:\n", *told) if told else ()
 
 
-def _head(first: str, outcomes: Mapping[str, Outcome]) -> str:
-    return f"| {first} | {' | '.join(outcomes)} |\n|{'---|' * (len(outcomes) + 1)}"
+def _head(first: str, outcomes: Mapping[str, object]) -> str:
+    return f"{_row(first, outcomes)}\n|{'---|' * (len(outcomes) + 1)}"
 
 
-def _line(name: str, outcomes: Mapping[str, Outcome], value: Callable[[Outcome], object]) -> str:
-    return _row(name, (str(value(outcome)) for outcome in outcomes.values()))
+def _line(name: str, outcomes: Mapping[str, Outcome | None], value: Callable[[Outcome], object]) -> str:
+    return _row(name, ("not run" if each is None else str(value(each)) for each in outcomes.values()))
 
 
 def _row(name: str, cells: Iterable[str]) -> str:

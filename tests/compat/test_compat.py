@@ -18,7 +18,7 @@ from sdtm_fx.errors import InspectionError
 from tests.compat.classes import why_absent
 from tests.compat.environments import ROOT, Compatibility, read_compatibility
 from tests.compat.outcome import Outcome, Row, read_rows
-from tests.compat.page import PAGE, cell, page, read_outcomes, rows_of, write_outcome
+from tests.compat.page import PACKAGES, PAGE, cell, page, read_outcomes, rows_of, write_outcome
 from tests.families.cases import FAMILIES
 
 TESTS = """
@@ -64,7 +64,7 @@ def outcome(rows: dict[str, Row]) -> Outcome:
         date="2026-01-02",
         commit="a" * 40 + "-dirty",
         python="3.11",
-        packages={"torch": "1.0"},
+        packages=dict.fromkeys(PACKAGES, "1.0"),
         minutes=2.5,
         rows=rows,
     )
@@ -89,18 +89,17 @@ def test_cells(rows: dict[str, Row]) -> None:
 
 
 def test_the_page_tells_what_was_read(rows: dict[str, Row], tmp_path: Path) -> None:
-    write_outcome("newest", outcome(rows), tmp_path)
-    read = read_outcomes(MADE_UP, tmp_path)
-    assert read == {"newest": outcome(rows)}
-    assert not read["newest"].works
-    text = page(
-        {"newest": read["newest"], "oldest": outcome({"fine": Row(passed=2)})}, ("fine", "young", "what else")
-    )
-    assert "\n| `fine` | works | works |\n" in text
-    assert "\n| `young` | class since 0.40.0 | not run |\n" in text
-    assert "\n| tests passed | 1 | 2 |\n" in text
-    assert "\n| commit | aaaaaaaa-dirty | aaaaaaaa-dirty |\n" in text
-    assert text.endswith("\n- newest: test_without_a_recipe: no such device\n")
+    said = outcome(rows)
+    write_outcome("oldest", said, tmp_path)
+    write_outcome("newest", said, tmp_path)
+    assert not said.works
+    assert read_outcomes(MADE_UP, tmp_path) == {"oldest": said, "newest": None}, "not of these versions"
+    text = page({"a": said, "b": outcome({"fine": Row(passed=2)}), "c": None}, ("fine", "young", "what else"))
+    assert "\n| `fine` | works | works | not run |\n" in text
+    assert "\n| `young` | class since 0.40.0 | not run | not run |\n" in text
+    assert "\n| tests passed | 1 | 2 | not run |\n" in text
+    assert "\n| commit | aaaaaaaa-dirty | aaaaaaaa-dirty | not run |\n" in text
+    assert text.endswith("\n- a: test_without_a_recipe: no such device\n")
 
 
 def test_a_class_that_should_be_there_is_not_skipped() -> None:
@@ -147,10 +146,8 @@ def test_the_page_has_every_family_and_environment_and_is_what_the_results_say()
     written = PAGE.read_text(encoding="utf-8")
     assert written == page(outcomes, rows), "make compat COMPAT=--only-page writes it anew"
     assert all(f"\n| `{case.recipe_name}` | " in written for case in FAMILIES)
-    assert list(outcomes) == list(compatibility.environments)
-    for name, each in outcomes.items():
-        assert each.asked == compatibility.environments[name], f"make compat COMPAT={name}"
-        assert set(each.rows) & set(rows), name
+    assert f"\n|  | {' | '.join(compatibility.environments)} |\n" in written
+    assert any(outcome is not None for outcome in outcomes.values())
 
 
 def test_a_recipe_of_a_model_that_this_diffusers_has_not_still_loads() -> None:
