@@ -34,8 +34,8 @@ HEAD = """\
 The model matrix with the oldest and the newest supported versions of torch and diffusers. This page is written by
 `make compat`, which makes an environment for each column, lets pip choose what the column leaves open, runs the tests
 that `tests/compat/environments.yaml` lists, and keeps what they said under `tests/compat/results`. On the CPU, with
-small random models of diffusers' own classes. With the versions of `constraints.txt`, `make test` runs all of these
-tests and the others.
+small random models of diffusers' own classes. With the versions of `constraints.txt`, `make test` and
+`make test-slow` run these tests and all others.
 
 A recipe *works* where all tests about it pass: ratio 0 and `restore` are bit-identical, and every site runs on the
 number of tokens that the recipe says.
