@@ -4,6 +4,7 @@
 #   make demo PYTHON=python3.12       another interpreter
 #   make test PYTEST="-k clock"       other arguments for pytest
 #   make demo CONSTRAINTS=            without the pinned versions
+#   make compat COMPAT="oldest newest" these environments alone (tests/compat/environments.yaml)
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,6 +12,7 @@ OUT ?= demo_output
 CONSTRAINTS ?= -c constraints.txt
 PYTEST ?= -n 2
 BENCH ?= --help
+COMPAT ?=
 
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS)
@@ -18,7 +20,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CO
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint types bench clean
+.PHONY: help demo test test-slow compat lint types bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /: /'
@@ -44,6 +46,9 @@ test: lint types  ## style, types and the tests that take less than ten seconds 
 
 test-slow: $(VENV)/.dev  ## the other tests: many compile
 	$(ONE_THREAD) $(BIN)/python -m pytest -m slow $(PYTEST)
+
+compat: $(VENV)/.dev  ## the model matrix with the oldest and newest torch and diffusers; writes docs/compatibility.md
+	$(ONE_THREAD) $(BIN)/python -m tests.compat $(COMPAT)
 
 lint: $(VENV)/.dev  ## ruff, as linter and as formatter
 	$(BIN)/ruff check .

@@ -80,6 +80,9 @@ def window_mean(values: Tensor, windows: Windows) -> Tensor:
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Return a context in which matrix products keep float32, inside `torch.autocast` too."""
-    if torch.amp.is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
+    return torch.autocast(device.type, enabled=False) if _has_autocast(device.type) else nullcontext()
+
+
+@torch.compiler.assume_constant_result  # torch 2.8 would leave the graph to ask
+def _has_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device)

@@ -111,7 +111,7 @@ def plans_per_call(rewriting: Rewriting, phase: Phase) -> int:
     merging = (
         binding.index
         for binding in rewriting.bindings.values()
-        if any(Variant(stage=stage) in program.functions for program in binding.programs.values())
+        if any(Variant(stage=stage).key in program.functions for program in binding.programs.values())
     )
     return len({index // recipe.plan.every_layers for index in merging})
 

@@ -56,7 +56,8 @@ class Signature:
         """
         if len(args) > len(self.names) and self.extra is None:
             raise TypeError(f"takes {len(self.names)} arguments, {len(args)} were given")
-        given = dict(zip(self.names, args, strict=False))
+        # Equal lengths: torch 2.8 compiles no zip of others, whatever it is told.
+        given = dict(zip(self.names[: len(args)], args[: len(self.names)], strict=True))
         for name, value in kwargs.items():
             if name in given:
                 raise TypeError(f"got multiple values for argument {name!r}")
@@ -100,10 +101,10 @@ def _flatten(value: Any, leaves: list[Leaf]) -> Key:
         return ("tensor", value.dtype, value.ndim, value.ndim > 2 and value.shape[1] == 1)
     if isinstance(value, bool) or value is None:
         return ("constant", value)
-    if isinstance(value, int | float):
+    if isinstance(value, (int, float)):
         leaves.append(value)
-        return (type(value).__name__,)
-    if isinstance(value, list | tuple):
+        return ("float",) if isinstance(value, float) else ("int",)  # a symbolic int counts as one
+    if isinstance(value, (list, tuple)):
         if hasattr(value, "_fields"):
             raise CaptureError(f"a named tuple ({type(value).__name__}) as a block argument is not supported")
         return (type(value), tuple(_flatten(v, leaves) for v in value))

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import diffusers
 import torch
+from packaging.version import Version
 
 from sdtm_fx.errors import RewriteError, nearest
 from sdtm_fx.grids import TokenGrid, tokens_on
@@ -83,7 +85,7 @@ def example_call(model: torch.nn.Module, recipe: Recipe, size: ExampleSize) -> d
     sizes = _Sizes(_named(recipe, size), config, type(model).__name__)
     call: dict[str, Any] = {}
     for name, spec in recipe.inputs.items():
-        if not isinstance(spec, ShapesInput) and spec.when is not None and not config.get(spec.when):
+        if not isinstance(spec, ShapesInput) and not _is_passed(spec, config):
             continue
         *outer, key = name.split(".")
         owner = call
@@ -93,6 +95,13 @@ def example_call(model: torch.nn.Module, recipe: Recipe, size: ExampleSize) -> d
     if hasattr(model, "config"):
         call["return_dict"] = False
     return call
+
+
+def _is_passed(spec: InputSpec | NumberInput, config: Mapping[str, Any]) -> bool:
+    """Whether this model takes an argument, in this version of diffusers."""
+    if spec.before is not None and Version(diffusers.__version__) >= Version(spec.before):
+        return False
+    return spec.when is None or bool(config.get(spec.when))
 
 
 def _named(recipe: Recipe, size: ExampleSize) -> dict[str, int]:
@@ -136,27 +145,26 @@ class _Sizes:
 def _value(
     recipe: Recipe, name: str, spec: AnyInput, sizes: _Sizes, size: ExampleSize, like: torch.Tensor
 ) -> Any:
-    if isinstance(spec, NumberInput):
-        return sizes.of(name, spec.number)
     if isinstance(spec, ShapesInput):
         image = recipe.tokens.whole(size.grid)
         others = [(1, *_rectangle(size.references))] if size.references else []
         return [[image, *others] for _ in range(size.batch)]
-    shape = tuple(sizes.of(name, dimension) for dimension in spec.shape)
-    tensors = [_fill(recipe, spec, shape, size, like) for _ in range(_copies(name, spec, sizes))]
+    count = 1 if spec.copies is None else sizes.of(name, spec.copies)
+    values: list[Any]
+    if isinstance(spec, NumberInput):
+        values = [sizes.of(name, spec.number)] * count
+    else:
+        shape = tuple(sizes.of(name, dimension) for dimension in spec.shape)
+        values = [_fill(recipe, spec, shape, size, like) for _ in range(count)]
     if spec.copies is None:
-        return tensors[0]
-    return tensors if spec.copies == "batch" else tuple(tensors)
+        return values[0]
+    return values if spec.copies == "batch" else tuple(values)
 
 
 def _rectangle(tokens: int) -> tuple[int, int]:
     """The sides of so many tokens that are nearest to a square: tables of positions have an end."""
     height = next(side for side in range(math.isqrt(tokens), 0, -1) if tokens % side == 0)
     return height, tokens // height
-
-
-def _copies(name: str, spec: InputSpec, sizes: _Sizes) -> int:
-    return 1 if spec.copies is None else sizes.of(name, spec.copies)
 
 
 def _fill(

@@ -85,7 +85,7 @@ def _stored_shapes(call: Call, block: torch.nn.Module, program: Program, leaves:
     ]
     state = BranchState()
     assert call.variant is not None
-    function = program.functions[call.variant]
+    function = program.functions[call.variant.key]
     with torch.no_grad(), hooks_bypassed(block), mode, weights_in_place(block, fakes):
         state.now = torch.zeros(())
         function(block, BlockContext(replace(call, state=state), 0, {}), *fakes)

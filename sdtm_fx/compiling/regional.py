@@ -43,7 +43,7 @@ class RegionalExecutor:
         self, binding: BlockBinding, block: torch.nn.Module, program: Program, call: Call, leaves: list[Leaf]
     ) -> Any:
         """Run one block; see `sdtm_fx.runtime.binding.Executor`."""
-        function = None if call.variant is None else program.functions.get(call.variant)
+        function = None if call.variant is None else program.functions.get(call.variant.key)
         if function is None:
             key = replace(
                 PhaseKey.of(call), variant=None, remove=0, fresh_plan=True, fresh_destinations=True, halves=1

@@ -123,7 +123,7 @@ def measure_block(trial: Trial, text: int) -> BlockCost | None:
     Returns:
         The cost, None when the stage leaves the block alone.
     """
-    if trial.variant not in trial.program.functions:
+    if trial.variant.key not in trial.program.functions:
         return None
     sequence, method = trial.sequence, trial.recipe.stages[trial.stage].method
     batch, width, tokens, beside = sequence.shape[0], sequence.shape[-1], tokens_on(trial.grid), trial.beside

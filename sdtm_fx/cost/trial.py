@@ -132,7 +132,7 @@ class Trial:
         """Count one run, and what runs inside each site's module."""
         modules = {place.local: self.block.get_submodule(place.local) for place in self.program.places}
         counter = EffortCounter()
-        function = None if variant is None else self.program.functions.get(variant)
+        function = None if variant is None else self.program.functions.get(variant.key)
         leaves, spans = self._in_span(planned)
         with counter.counting(not self.with_extra), counter.products.watching(modules):
             if variant is None or function is None:

@@ -250,6 +250,6 @@ def _why_skipped(
         return "the cost gate left it out"
     if site not in stage.sites:
         return f"not a site of stage {stage.name}"
-    if Variant(stage=phase.stage) not in program.functions:
+    if Variant(stage=phase.stage).key not in program.functions:
         return "its block has no graph for this stage"
     return None

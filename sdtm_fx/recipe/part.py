@@ -32,6 +32,9 @@ Identifier: TypeAlias = Annotated[
     str,
     text_of("a name of letters, digits and _, that starts with a letter or _", r"^[A-Za-z_][A-Za-z0-9_]*$"),
 ]
+Version: TypeAlias = Annotated[
+    str, text_of("a version in quotes, such as '0.37'", r"^[0-9]+(\.[0-9]+){1,2}$")
+]
 RecipeName: TypeAlias = Annotated[
     str,
     text_of(

@@ -10,7 +10,7 @@ from pydantic_core import core_schema
 
 from sdtm_fx.errors import PlanError
 from sdtm_fx.grids import TokenGrid, show_grid
-from sdtm_fx.recipe.part import Count, Identifier, Part, Positive, Text
+from sdtm_fx.recipe.part import Count, Identifier, Part, Positive, Text, Version
 
 
 class LatentGrid(Part):
@@ -200,6 +200,8 @@ class InputSpec(Part):
     """What the tensor holds; absent: small random numbers. ``labels`` are whole numbers: classes, styles."""
     when: Text | None = None
     """Attribute of the model's config that must be true for the argument to be passed."""
+    before: Version | None = None
+    """Version of diffusers that does without the argument: it is passed to the model of older ones alone."""
 
 
 class NumberInput(Part):
@@ -207,8 +209,13 @@ class NumberInput(Part):
 
     number: Dimension
     """A size, as in a shape."""
+    copies: Dimension | None = None
+    """The argument is a tuple of so many such integers, or with ``batch`` a list with one for every sample; absent: it
+    is one integer."""
     when: Text | None = None
     """Attribute of the model's config that must be true for the argument to be passed."""
+    before: Version | None = None
+    """Version of diffusers that does without the argument: it is passed to the model of older ones alone."""
 
 
 class ShapesInput(Part):

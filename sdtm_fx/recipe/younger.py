@@ -20,6 +20,7 @@ _DEFAULTS: tuple[tuple[str, str, object], ...] = (
     ("sites", "rotary_axis", 0),
     ("spans", "rotary_axis", 0),
     ("sites", "suffix", None),
+    ("inputs", "before", None),
     ("inputs", "copies", None),
     ("tokens", "protect", {"first_frames": 0}),
     ("tokens.grid", "axes", None),

@@ -43,7 +43,7 @@ class Program:
 
     captured: fx.Graph
     dense: BlockFunction
-    functions: dict[Variant, BlockFunction]
+    functions: dict[str, BlockFunction]
     code: dict[Variant, str]
     applied: dict[Variant, dict[str, int]]
     said: dict[str, None]
@@ -192,7 +192,7 @@ def _add_variant(recipe: Recipe, block: torch.nn.Module, program: Program, varia
     work = BlockWork(copy_graph(program.captured), block, recipe, variant, active, attention, span)
     program.applied[variant] = run_passes(work, passes)
     name = f"{type(block).__name__}_{_label(recipe, variant)}"
-    program.functions[variant] = graph_function(work.graph, block, name)
+    program.functions[variant.key] = graph_function(work.graph, block, name)
     program.code[variant] = work.graph.python_code("self").src
     program.said.update(dict.fromkeys(work.notes))
     program.moved[variant] = _moved(work)

@@ -129,7 +129,7 @@ class BlockBinding:
         """The function of a variant; where the cost gate leaves sites out, it is made when first asked for."""
         if variant.left_out and not torch.compiler.is_compiling():
             self.cache.gated(program, block, variant)
-        return program.functions.get(variant)
+        return program.functions.get(variant.key)
 
     def _own(self, block: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.former is not None:

@@ -34,6 +34,12 @@ class Variant:
     refresh: int | None = None
     measure: int | None = None
     left_out: frozenset[str] = frozenset()
+    key: str = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Write the key: torch 2.8 compiles no dictionary with such objects in it as keys."""
+        without = ",".join(sorted(self.left_out))
+        object.__setattr__(self, "key", f"{self.stage} {self.refresh} {self.measure} {without}")
 
 
 @dataclass(frozen=True)

@@ -72,8 +72,9 @@ DIFFERENCES: dict[str, Difference] = {
     "hunyuan-dit": Difference(inputs=("image_meta_size", "style")),
     # Its pipeline runs guidance halves apart.
     "chroma": Difference(share=()),
-    "qwen-image": Difference(share=()),
-    "qwen-image-edit": Difference(share=()),
+    # The lengths of the text are for older versions of diffusers alone.
+    "qwen-image": Difference(inputs=("txt_seq_lens",), share=()),
+    "qwen-image-edit": Difference(inputs=("txt_seq_lens",), share=()),
     "flux.1-kontext": Difference(tokens="that reference images follow is not in the config"),
     # Its one table of positions serves the whole batch, and guidance is an argument of some checkpoints only.
     "flux.2": Difference(

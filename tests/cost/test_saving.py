@@ -93,12 +93,12 @@ def direct(
             program.dense(block, *leaves)
         refresh = dense_variant(rules, stage)
         context = BlockContext(calls.make(remove=0, variant=refresh, grid=size[1], method=method), 0, {})
-        if refresh in program.functions:  # where keys alone are merged, nothing is stored
-            program.functions[refresh](block, context, *leaves)
+        if refresh.key in program.functions:  # where keys alone are merged, nothing is stored
+            program.functions[refresh.key](block, context, *leaves)
         calls.state.set_slope(1, torch.device("cpu"))
         call = calls.make(remove=remove, variant=Variant(stage=stage), grid=size[1], method=method)
         with MacCounter() as merged:
-            program.functions[Variant(stage=stage)](block, BlockContext(call, 0, {}), *leaves)
+            program.functions[Variant(stage=stage).key](block, BlockContext(call, 0, {}), *leaves)
     plans = 1 if "batch" in rules.plan.share else size[0]
     width = next(v for v in leaves if torch.is_tensor(v) and v.ndim == 3).shape[-1]
     return dense.macs, dense.macs - merged.macs + plan_macs(method, size[1], size[2], width, remove) * plans

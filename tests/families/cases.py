@@ -6,17 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import (
-    ChromaTransformer2DModel,
-    DiTTransformer2DModel,
-    Flux2Transformer2DModel,
-    HunyuanDiT2DModel,
-    QwenImageTransformer2DModel,
-    UNet2DConditionModel,
-    ZImageTransformer2DModel,
-)
 from diffusers.models.embeddings import get_2d_rotary_pos_embed
+from packaging.version import Version
 from torch import nn
 
 import sdtm_fx
@@ -144,7 +137,7 @@ def run_plain(
 
 
 def _dit() -> nn.Module:
-    return DiTTransformer2DModel(
+    return diffusers.DiTTransformer2DModel(
         sample_size=8, num_layers=2, attention_head_dim=8, num_attention_heads=2, in_channels=4, out_channels=8,
         num_embeds_ada_norm=10,
     )  # fmt: skip
@@ -160,7 +153,7 @@ def _dit_inputs(batch: int, grid: Grid, text: int) -> dict[str, Any]:
 
 
 def _hunyuan_dit() -> nn.Module:
-    return HunyuanDiT2DModel(
+    return diffusers.HunyuanDiT2DModel(
         sample_size=8, num_layers=4, patch_size=2, attention_head_dim=8, num_attention_heads=2, in_channels=4,
         cross_attention_dim=16, cross_attention_dim_t5=32, pooled_projection_dim=16, hidden_size=16, text_len=3,
         text_len_t5=4,
@@ -189,7 +182,7 @@ def _pixart_alpha_inputs(batch: int, grid: Grid, text: int) -> dict[str, Any]:
 
 
 def _sd15() -> nn.Module:
-    return UNet2DConditionModel(
+    return diffusers.UNet2DConditionModel(
         sample_size=16, in_channels=4, out_channels=4, layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
@@ -211,7 +204,7 @@ def _sdxl_inputs(batch: int, grid: Grid, text: int) -> dict[str, Any]:
 
 
 def _chroma() -> nn.Module:
-    return ChromaTransformer2DModel(
+    return diffusers.ChromaTransformer2DModel(
         in_channels=16, num_layers=1, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
         joint_attention_dim=TEXT_DIM, axes_dims_rope=(4, 6, 6), approximator_num_channels=16,
         approximator_hidden_dim=16, approximator_layers=1,
@@ -244,7 +237,7 @@ def _kontext_inputs(batch: int, grid: Grid, text: int) -> dict[str, Any]:
 
 
 def _flux2() -> nn.Module:
-    return Flux2Transformer2DModel(
+    return diffusers.Flux2Transformer2DModel(
         in_channels=16, num_layers=1, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
         joint_attention_dim=TEXT_DIM, timestep_guidance_channels=16, axes_dims_rope=(4, 4, 4, 4),
     )  # fmt: skip
@@ -260,7 +253,7 @@ def _flux2_inputs(batch: int, grid: Grid, text: int) -> dict[str, Any]:
 
 
 def _qwen() -> nn.Module:
-    return QwenImageTransformer2DModel(
+    return diffusers.QwenImageTransformer2DModel(
         patch_size=2, in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=2,
         joint_attention_dim=TEXT_DIM, axes_dims_rope=(4, 6, 6),
     )  # fmt: skip
@@ -268,7 +261,8 @@ def _qwen() -> nn.Module:
 
 def _qwen_inputs(batch: int, grid: Grid, text: int, references: tuple[Grid, ...] = ()) -> dict[str, Any]:
     shapes = [(1, *sides) for sides in (grid, *references)]
-    return {
+    lengths = {"txt_seq_lens": [text] * batch} if Version(diffusers.__version__) < Version("0.37") else {}
+    return lengths | {
         "hidden_states": noise(batch, sum(h * w for _, h, w in shapes), 16),
         "encoder_hidden_states": noise(batch, text, TEXT_DIM),
         "timestep": torch.full((batch,), 0.5),
@@ -293,7 +287,7 @@ def _qwen_edit_inputs(batch: int, grid: Grid, text: int) -> dict[str, Any]:
 
 
 def _z_image() -> nn.Module:
-    return ZImageTransformer2DModel(
+    return diffusers.ZImageTransformer2DModel(
         in_channels=4, dim=32, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=TEXT_DIM,
         axes_dims=[4, 6, 6], axes_lens=[256, 64, 64],
     )  # fmt: skip

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from sdtm_fx.evaluate.drawing import threads
+from tests.compat.classes import about
 from tests.families.cases import FAMILIES, FamilyCase
 from tests.measured import costs_measured_once
 
@@ -19,6 +20,7 @@ from tests.measured import costs_measured_once
 )
 def case(request: pytest.FixtureRequest) -> FamilyCase:
     """Every family in turn."""
+    about(request, request.param.recipe_name)
     return request.param
 
 

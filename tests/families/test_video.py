@@ -15,6 +15,7 @@ from sdtm_fx.cost.counter import MacCounter
 from sdtm_fx.errors import PlanError
 from sdtm_fx.grids import TokenGrid, tokens_on
 from sdtm_fx.recipe import Recipe
+from tests.compat.classes import about
 from tests.families.video import TEXT, VIDEOS, Video
 
 SIZES: list[tuple[int, TokenGrid]] = [(2, (5, 4, 6)), (1, (7, 5, 7))]
@@ -22,6 +23,13 @@ SIZES: list[tuple[int, TokenGrid]] = [(2, (5, 4, 6)), (1, (7, 5, 7))]
 NAMES = [pytest.param(name, marks=pytest.mark.slow) if name == "hunyuan-keys" else name for name in VIDEOS]
 STEPS = 6
 STRUCTURE, DETAIL = 2, 4
+
+
+@pytest.fixture(params=NAMES)
+def name(request: pytest.FixtureRequest) -> str:
+    """Every family in turn."""
+    about(request, VIDEOS[request.param].recipe)
+    return request.param
 
 
 @functools.cache
@@ -53,7 +61,6 @@ def forward(model: nn.Module, call: dict[str, Any]) -> torch.Tensor:
         return model(**call)[0]
 
 
-@pytest.mark.parametrize("name", NAMES)
 def test_ratio_zero_is_the_dense_model_and_restore_takes_all_back(name: str) -> None:
     video, model = VIDEOS[name], built(name)
     dense = {size: forward(model, video.inputs(*size)) for size in SIZES}
@@ -65,7 +72,6 @@ def test_ratio_zero_is_the_dense_model_and_restore_takes_all_back(name: str) -> 
         assert torch.equal(forward(model, video.inputs(*size)), wanted)
 
 
-@pytest.mark.parametrize("name", NAMES)
 def test_sites_run_on_as_many_tokens_as_the_ratio_says(name: str) -> None:
     video, model = VIDEOS[name], built(name)
     recipe = rules(video)
@@ -87,7 +93,6 @@ def test_sites_run_on_as_many_tokens_as_the_ratio_says(name: str) -> None:
                 assert abs(tokens_on(image) - site.kept - wanted) <= step / 2, (site.site, site.stage)
 
 
-@pytest.mark.parametrize("name", NAMES)
 def test_explain_counts_what_runs(name: str) -> None:
     """At another size than the measured one, in both stages."""
     video, model, grid = VIDEOS[name], built(name), (5, 6, 8)

@@ -6,13 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import (
-    CogVideoXTransformer3DModel,
-    HunyuanVideoTransformer3DModel,
-    LTXVideoTransformer3DModel,
-    WanTransformer3DModel,
-)
 from torch import nn
 
 from sdtm_fx.grids import TokenGrid, tokens_on
@@ -57,7 +52,7 @@ def noise(*shape: int, seed: int = 1) -> torch.Tensor:
 
 
 def wan(**config: Any) -> nn.Module:
-    return WanTransformer3DModel(
+    return diffusers.WanTransformer3DModel(
         **{
             "patch_size": (1, 2, 2), "num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4,
             "out_channels": 4, "text_dim": 16, "freq_dim": 16, "ffn_dim": 48, "num_layers": 2, "rope_max_seq_len": 64,
@@ -92,7 +87,7 @@ def wan_timed_inputs(batch: int, grid: TokenGrid) -> dict[str, Any]:
 
 
 def hunyuan() -> nn.Module:
-    return HunyuanVideoTransformer3DModel(
+    return diffusers.HunyuanVideoTransformer3DModel(
         in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=2, num_single_layers=2,
         num_refiner_layers=1, patch_size=2, patch_size_t=1, guidance_embeds=True, text_embed_dim=16,
         pooled_projection_dim=16, rope_axes_dim=(4, 6, 6),
@@ -115,7 +110,7 @@ def hunyuan_inputs(batch: int, grid: TokenGrid) -> dict[str, Any]:
 
 
 def ltx() -> nn.Module:
-    return LTXVideoTransformer3DModel(
+    return diffusers.LTXVideoTransformer3DModel(
         in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=12, cross_attention_dim=24,
         num_layers=2, caption_channels=16,
     )  # fmt: skip
@@ -136,7 +131,7 @@ def ltx_inputs(batch: int, grid: TokenGrid) -> dict[str, Any]:
 
 
 def cogvideox() -> nn.Module:
-    return CogVideoXTransformer3DModel(
+    return diffusers.CogVideoXTransformer3DModel(
         num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=16,
         text_embed_dim=16, num_layers=2, sample_width=16, sample_height=16, sample_frames=5, patch_size=2,
         max_text_seq_length=TEXT, use_rotary_positional_embeddings=True,

@@ -175,6 +175,10 @@ INPUTS = {
     "num_frames": "frames",
     "scale": 7,
     "bias": {"number": 2, "when": "has_bias"},
+    "lengths": {"number": "text", "copies": "batch", "before": "999.0"},
+    "sides": {"number": "height", "copies": 2},
+    "gone": {"number": "text", "before": "0.10.2"},
+    "gone_too": {"shape": ["text"], "before": "0.10"},
 }
 
 
@@ -188,10 +192,23 @@ def test_lists_tuples_and_integers_of_an_example_call() -> None:
     assert isinstance(call["tables"], tuple)
     assert (call["num_frames"], call["scale"]) == (4, 7)
     assert "bias" not in call
+    assert (call["lengths"], call["sides"]) == ([9, 9], (8, 8))
+    assert not {"gone", "gone_too"} & set(call), "diffusers is younger"
     assert example_call(Model(has_bias=1), recipe, ExampleSize(grid=(3, 4, 5)))["bias"] == 2
     assert text_length(recipe, {"x": call["x"], "captions": call["captions"]}) == 9
     assert text_length(recipe, {"captions": [torch.zeros(4, 5), torch.zeros(6, 5)]}) == 6
     assert Recipe.from_yaml_text(recipe.to_yaml()) == recipe
+
+
+def test_an_argument_of_older_versions_names_one() -> None:
+    with pytest.raises(
+        RecipeError, match=r"inputs\.gone\.before: found 0\.37; accepted a version in quotes, such as '0"
+    ):
+        Recipe.from_mapping(data(inputs={"gone": {"number": "text", "before": 0.37}}))
+    plain = Recipe.from_mapping(data(inputs={"gone": {"number": "text"}}))
+    silent = {"gone": {"number": "text", "before": None, "copies": None}}
+    assert Recipe.from_mapping(data(inputs=silent)).fingerprint() == plain.fingerprint()
+    assert plain.override({"inputs.gone.before": "0.37"}).fingerprint() != plain.fingerprint()
 
 
 def test_shapes_and_ids_of_an_example_call_know_references() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sdtm_fx.evaluate.drawing import threads
+from tests.compat.classes import about
 from tests.measured import costs_measured_once
 from tests.user.cases import CASES, Case
 
@@ -15,6 +16,7 @@ from tests.user.cases import CASES, Case
 @pytest.fixture(params=CASES, ids=lambda case: case.name)
 def case(request: pytest.FixtureRequest) -> Case:
     """Every kind of model in turn."""
+    about(request, request.param.recipe_name)
     return request.param
 
 

@@ -14,6 +14,8 @@ from typing import Any
 import yaml
 from torch import nn
 
+from sdtm_fx.errors import InspectionError
+
 
 @dataclass(frozen=True)
 class ModelClass:
@@ -26,9 +28,16 @@ class ModelClass:
     name: str
 
     def __call__(self, **config: Any) -> nn.Module:
-        """Build a model."""
+        """Build a model.
+
+        Raises:
+            InspectionError: The installed diffusers has no such class.
+        """
         import diffusers
 
+        if not hasattr(diffusers, self.name):
+            found = f"found no {self.name} in diffusers {diffusers.__version__}"
+            raise InspectionError(f"{found}; accepted: a version of diffusers that has it")
         built: nn.Module = getattr(diffusers, self.name)(**config)
         return built
 
