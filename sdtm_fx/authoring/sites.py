@@ -75,7 +75,7 @@ def _site(name: str, group: SiteGroup, keep_dense: str | None) -> DraftSite:
             (
                 side,
                 site.beside or '"*"',
-                f"{site.tokens.says()} tokens: what stands {where} the image is text",
+                f"{site.tokens.says(site.tokens.image * group.level**2)} tokens: what stands {where} the image is text",
             )
         )
         if site.order == "unknown":

@@ -62,6 +62,7 @@ def tune(
     from sdtm_fx.errors import SdtmFxError, nearest
     from sdtm_fx.evaluate.models import ModelSource
     from sdtm_fx.evaluate.report import to_json
+    from sdtm_fx.recipe.extend import path_beside
     from sdtm_fx.recipe.load import load_recipe
     from sdtm_fx.tuning import Goal
     from sdtm_fx.tuning import tune as search
@@ -86,7 +87,7 @@ def tune(
     with counting_bar("trials", trials, console=console) as advance:
         found = search(source, base, goal, on_trial=lambda trial, best: advance(1))
     loose = source.is_toy and any(site.expect is not None for site in base.sites)
-    extends = str(Path(named).resolve()) if Path(named).is_file() else named
+    extends = path_beside(Path(named), out.parent) if Path(named).is_file() else named
     command = " ".join(["sdtm-fx", *sys.argv[1:]])
     out.write_text(recipe_text(found, base, extends, command, loose=loose), encoding="utf-8")
     if json_file is not None:

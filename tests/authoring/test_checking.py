@@ -1,0 +1,160 @@
+"""Trying a recipe on the class that it is for: what goes well is said, and what does not names the key to look at."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from diffusers import CogView3PlusTransformer2DModel
+from typer.testing import CliRunner
+
+import sdtm_fx
+from sdtm_fx.authoring.checking import try_recipe
+from sdtm_fx.authoring.running import Check
+from sdtm_fx.cli.main import app
+from sdtm_fx.inspecting.opening import Subject
+from tests.inspecting.models import write_config
+
+CONFIG: dict[str, Any] = {
+    "in_channels": 4, "out_channels": 4, "num_layers": 2, "attention_head_dim": 8, "num_attention_heads": 2,
+    "text_embed_dim": 16, "time_embed_dim": 16, "condition_dim": 8, "sample_size": 32, "pos_embed_max_size": 32,
+}  # fmt: skip
+SUBJECT = Subject(CogView3PlusTransformer2DModel, CONFIG, "a test")
+# Attention is given the image alone, the feed-forward text and image in one sequence.
+RECIPE: dict[str, Any] = {
+    "version": 1,
+    "name": "mine",
+    "model": ["CogView3PlusTransformer2DModel"],
+    "tokens": {"grid": {"latent": "hidden_states", "patch": 2}},
+    "inputs": {
+        "hidden_states": ["batch", "in_channels", "height", "width"],
+        "encoder_hidden_states": ["batch", "text", "text_embed_dim"],
+        "timestep": ["batch"],
+        "original_size": ["batch", 2],
+        "target_size": ["batch", 2],
+        "crop_coords": {"shape": ["batch", 2], "fill": "zeros"},
+    },
+    "sites": [
+        {"id": "attn", "kind": "attention", "match": "transformer_blocks.*.attn1", "output": 0, "expect": 2},
+        {
+            "id": "ff", "kind": "feed_forward", "match": "transformer_blocks.*.ff", "expect": 2,
+            "prefix": "encoder_hidden_states",
+        },
+    ],
+    "stages": [{"name": "all", "until": 1.0, "sites": ["attn", "ff"], "method": {"name": "ssm"}}],
+    "ratio": {"curve": "constant", "start": 0.5},
+    "keep_dense": {"layers": [0, -1]},
+}  # fmt: skip
+
+
+def recipe(changes: Mapping[str, Any] | None = None) -> sdtm_fx.Recipe:
+    return sdtm_fx.load_recipe(RECIPE).override(changes or {})
+
+
+def tried(changes: Mapping[str, Any]) -> Check:
+    """The last check."""
+    return try_recipe(recipe(changes), SUBJECT)[-1]
+
+
+def test_a_recipe_that_works() -> None:
+    assert try_recipe(recipe(), SUBJECT) == [
+        Check("sites", True, "attn 2, ff 2 of CogView3PlusTransformer2DModel"),
+        Check("call", True, "`inputs` run on a copy with the model itself"),
+        Check("tokens", True, "image among all: attn 48 of 48, ff 48 of 55"),
+        Check("ratio 0", True, "bit for bit the plain model"),
+        Check("merging", True, "image tokens in 8 steps: attn 48 -> 24; ff 48 -> 24"),
+    ]
+
+
+def test_skipped_sites_and_merged_keys_are_told_as_such() -> None:
+    keys = {"sites.attn.merge": "keys", "sites.attn.output": 0}
+    assert "attn all, with fewer keys; ff 48 -> 24" in tried(keys).says
+    skipping = {
+        "stages.all.method": {"name": "skip"}, "reuse": {"order": 0, "weight": 0.0},
+        "keep_dense.steps": [9],
+    }  # fmt: skip
+    assert tried(skipping) == Check(
+        "merging", True, "image tokens in 12 steps: attn 48 -> none in 9; ff 48 -> none in 9"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "message"),
+    [
+        (
+            {"model": ["DiTTransformer2DModel"]},
+            "sites",
+            "recipe 'mine' is for DiTTransformer2DModel, this model is a CogView3PlusTransformer2DModel",
+        ),
+        ({"sites.ff.match": "transformer_blocks.*.mlp"}, "sites", "matches no module of CogView3Plus"),
+        ({"sites.ff.expect": 30}, "sites", "matches 2 modules of CogView3Plus.* the recipe expects 30"),
+        ({"inputs.timestep": ["batches"]}, "call", "inputs.timestep: 'batches' is no size"),
+        (
+            {"inputs.encoder_hidden_states": ["batch", "text", "in_channels"]},
+            "call",
+            "inputs: the call that they describe does not run on a copy of CogView3Plus.* RuntimeError: .* compare",
+        ),
+        ({"inputs": {"sizes": ["batch"]}}, "call", "unexpected keyword argument 'sizes'"),
+        (
+            {"sites.ff.prefix": None},
+            "tokens",
+            r"site 'ff': transformer_blocks.0.ff is given 55 tokens, 48 of them of the image: name the argument of "
+            r"transformer_blocks.0 with the other 7 \(encoder_hidden_states\) as `prefix`",
+        ),
+        (
+            {"tokens.grid.patch": 1},
+            "tokens",
+            "site 'attn': transformer_blocks.0.attn1 is given 12 tokens, fewer than the 48 of the image: look at "
+            "tokens.grid",
+        ),
+        (
+            {"tokens.grid.patch": 4},
+            "tokens",
+            "given 192 tokens, 48 of them of the image, and transformer_blocks.0 nothing as long as the other 144: "
+            "look at tokens.grid",
+        ),
+        (
+            {"sites.attn.input": "states"},
+            "tokens",
+            "attn1 is given no sequence as 'states'; its arguments are hidden_states, encoder_hidden_states.*look at "
+            "`input`",
+        ),
+        (
+            {"sites.ff.match": "transformer_blocks.*.ff.net"},
+            "tokens",
+            "transformer_blocks.0.ff.net is not called; take it out of the sites",
+        ),
+        ({"sites.ff.prefix": "temb"}, "ratio 0", "no argument 'temb' for `prefix`"),
+        ({"ratio.start": 0.0}, "merging", "attn1 runs on all of its image tokens in each of 8 steps"),
+    ],
+)
+def test_what_fails_names_the_key(changes: dict[str, Any], name: str, message: str) -> None:
+    check = tried(changes)
+    assert (check.name, check.passed) == (name, False)
+    assert re.search(message, check.says), check.says
+
+
+def run(*arguments: str, code: int = 0) -> tuple[str, str]:
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == code, result.output
+    return result.stdout, result.stderr
+
+
+def test_the_command_tries_files_on_a_model(tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
+    good.write_text(recipe().to_yaml())
+    bad.write_text(recipe({"sites.ff.prefix": None}).to_yaml())
+    config = write_config(tmp_path, {"_class_name": "CogView3PlusTransformer2DModel", **CONFIG})
+    named = write_config(tmp_path, CONFIG, "named.json")
+    out, _ = run("recipes", "validate", str(good), "--config", str(config))
+    assert "mine is valid" in out
+    assert "merging: image tokens in 8 steps: attn 48 -> 24; ff 48 -> 24" in out
+    out, err = run(
+        "recipes", "validate", str(bad), "--model", "CogView3PlusTransformer2DModel", "--config", str(named),
+        code=1,
+    )  # fmt: skip
+    assert "sites: attn 2, ff 2" in out
+    assert err.startswith("tokens: site 'ff'")
