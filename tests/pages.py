@@ -6,8 +6,8 @@ What a page says of a block is what is done with it:
 - `python`: run, in one namespace for the whole page.
 - `text` right after a block that ran: what it printed. A line ``...`` stands for any lines, ``...`` in a line for any
   characters.
-- `yaml` or `json` behind a line that ends in "as `name`:" is written to that file; behind one that ends in
-  "`name`:" otherwise, its lines are in that file, in order.
+- Any behind a paragraph that ends in "as `name`:" is written to that file. `yaml` behind one that ends in "`name`:"
+  otherwise: its lines are in that file, one after the other.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Block:
         text: What it holds.
         section: The heading that it stands under.
         line: Of the page, where its text begins.
-        lead: The line of text in front of it.
+        lead: The paragraph in front of it, as one line.
     """
 
     language: str
@@ -68,7 +68,7 @@ def read_blocks(text: str) -> tuple[Block, ...]:
     for match in _FENCE.finditer(text):
         before = _FENCE.sub("", text[: match.start()])
         headings = _HEADING.findall(before)
-        lead = before.rstrip().rpartition("\n")[2]
+        lead = " ".join(before.rstrip().rpartition("\n\n")[2].split())
         line = text.count("\n", 0, match.start()) + 2
         found.append(Block(match[1], match[2], headings[-1] if headings else "", line, lead))
     return tuple(found)
@@ -141,7 +141,9 @@ class Reader:
     def _do(self, block: Block, printed: str | None) -> str | None:
         """Do what a block says; returns what it printed."""
         where = f"line {block.line}"
-        if block.language == "text":
+        if block.is_saved:
+            self._save(block)
+        elif block.language == "text":
             assert printed is not None, f"{where}: nothing ran in front of this text"
             missing = differs(block.text, printed)
             assert missing is None, f"{where} shows\n{missing}\nand printed was\n{printed}"
@@ -149,8 +151,6 @@ class Reader:
             return "".join(_run(words, works, where) for words, works in commands(block))
         elif block.language == "python":
             return self._execute(block)
-        elif block.is_saved:
-            self._save(block)
         elif block.file is not None:
             there = (self.folder / block.file).read_text(encoding="utf-8")
             missing = differs(f"...\n{block.text.rstrip()}\n...", there)

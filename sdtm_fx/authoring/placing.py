@@ -28,6 +28,7 @@ def find_tokens(
     Returns:
         The lengths; or of the first site that is given something else, what is missing in the recipe.
     """
+    merged = {name for stage in recipe.stages for name in stage.sites}
     modules = match_sites(model, recipe.override({"sites.*.expect": None}).sites)
     paths = dict.fromkeys(path for m in modules for path in (m.path, m.block))
     with torch.no_grad(), noted_calls(model, paths) as seen:
@@ -38,8 +39,10 @@ def find_tokens(
         calls = seen.get(module.path, [])
         if not calls:
             return Check("tokens", False, f"{module.path} is not called; take it out of the sites")
-        length = length_of(calls[0], module.spec.input)
-        problem = _problem(module, calls[0], seen.get(module.block, [{}])[0], length, tokens_on(grid))
+        length, image = length_of(calls[0], module.spec.input), tokens_on(grid)
+        problem = _problem(module, calls[0], seen.get(module.block, [{}])[0], length, image)
+        if problem is None and module.spec.id in merged:
+            problem = _tables(module, calls[0], (image, image + size.text))
         if problem is not None:
             return Check("tokens", False, f"{problem} (a grid of {show_grid(grid)} tokens)")
         told[module.spec.id] = f"{module.spec.id} {tokens_on(grid)} of {length}"
@@ -61,22 +64,43 @@ def _problem(
     if length < image:
         return f"{where} is given {length} tokens, fewer than the {image} of the image: look at tokens.grid"
     beside = spec.prefix or spec.suffix
+    if length == image and beside in block and _length(block[beside]):
+        return f"{where} is given the {image} tokens of the image alone: take out {beside!r}, which is not among them"
     if length == image or beside == "*":
         return None
     fitting = [name for name, value in block.items() if _length(value) == length - image]
     if beside is None:
+        given = f"{where} is given {length} tokens, {image} of them of the image"
         if not fitting:
             return (
-                f"{where} is given {length} tokens, {image} of them of the image, and {module.block} nothing as "
-                f'long as the other {length - image}: look at tokens.grid, or write `prefix: "*"` where they stand in front, '
-                f'`suffix: "*"` where they stand behind'
+                f"{given}, and {module.block} nothing as long as the other {length - image}: look at tokens.grid, or "
+                'write `prefix: "*"` where they stand in front, `suffix: "*"` where they stand behind'
             )
         return (
-            f"{where} is given {length} tokens, {image} of them of the image: name the argument of {module.block} "
-            f"with the other {length - image} ({', '.join(fitting)}) as `prefix` where they stand in front, as `suffix` "
-            "behind"
+            f"{given}: name the argument of {module.block} with the other {length - image} ({', '.join(fitting)}) as "
+            "`prefix` where they stand in front, as `suffix` behind"
         )
     return None
+
+
+def _tables(module: SiteModule, call: Mapping[str, Any], lengths: tuple[int, ...]) -> str | None:
+    """Tables of positions that a merged module is given and that no key names; None where there are none."""
+    if module.spec.rotary is not None or module.spec.merge == "keys":
+        return None
+    pairs = {
+        name: value for name, value in call.items() if isinstance(value, list | tuple) and len(value) == 2
+    }
+    tables = [
+        name
+        for name, pair in pairs.items()
+        if all(isinstance(t, torch.Tensor) and not {*t.shape}.isdisjoint(lengths) for t in pair)
+    ]
+    if not tables:
+        return None
+    return (
+        f"site {module.spec.id!r}: {module.path} is also given {tables[0]}, two tables with a row for each token: name "
+        "it as `rotary`, so that they follow the tokens"
+    )
 
 
 def _length(value: Any) -> int | None:
