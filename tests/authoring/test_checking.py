@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from diffusers import CogView3PlusTransformer2DModel
+from diffusers import CogView3PlusTransformer2DModel, CogView4Transformer2DModel
+from torch import nn
 from typer.testing import CliRunner
 
 import sdtm_fx
@@ -135,6 +136,53 @@ def test_what_fails_names_the_key(changes: dict[str, Any], name: str, message: s
     check = tried(changes)
     assert (check.name, check.passed) == (name, False)
     assert re.search(message, check.says), check.says
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        (
+            CogView3PlusTransformer2DModel,
+            {"sites.ff.prefix": None},
+            r"transformer_blocks\.0 in stage 'all': merge: found a tensor of shape \(2, 55, 16\); this plan accepts "
+            r"\[2, 48, any width\] \(a site whose sequence holds more than the image names the rest with `prefix`",
+        ),
+        (
+            CogView4Transformer2DModel,
+            {"stages.all.sites": ["attn"]},
+            "transformer_blocks.0 does not run on fewer image tokens in the sites of stage 'all': .* name their "
+            "argument with `rotary`",
+        ),
+    ],
+)
+def test_rewrite_says_so_too(kind: type[nn.Module], changes: dict[str, Any], message: str) -> None:
+    build: Any = kind
+    model, mine = build(**CONFIG), recipe({"model": [kind.__name__], "keep_dense.layers": [], **changes})
+    before = dict(vars(model))
+    with pytest.raises(sdtm_fx.SiteError, match=message):
+        sdtm_fx.rewrite(model, mine)
+    assert vars(model) == before
+
+
+def test_tables_that_no_key_names_are_found_on_the_plain_model() -> None:
+    subject = Subject(CogView4Transformer2DModel, CONFIG, "a test")
+    changes = {"model": ["CogView4Transformer2DModel"], "stages.all.sites": ["attn"], "sites.ff.prefix": None}
+    assert try_recipe(recipe(changes), subject)[-1] == Check(
+        "tokens", False, "site 'attn': transformer_blocks.0.attn1 is also given image_rotary_emb, two tables with a "
+        "row for each token: name it as `rotary`, so that they follow the tokens (a grid of 8x6 tokens)",
+    )  # fmt: skip
+    # Its feed-forward is called for image and text apart.
+    prefixed = try_recipe(recipe({**changes, "sites.ff.prefix": "encoder_hidden_states"}), subject)[-1]
+    assert "attn1 is also given" in prefixed.says
+    rotary = {"sites.attn.rotary": "image_rotary_emb", "plan.share": ["batch"]}
+    assert (
+        try_recipe(recipe({**changes, **rotary}), subject)[-1].says
+        == "image tokens in 8 steps: attn 48 -> 24"
+    )
+    named = {**changes, **rotary, "sites.ff.prefix": "encoder_hidden_states"}
+    assert "is given the 48 tokens of the image alone: take out 'encoder_hidden_states'" in (
+        try_recipe(recipe(named), subject)[-1].says
+    )
 
 
 def run(*arguments: str, code: int = 0) -> tuple[str, str]:

@@ -53,7 +53,7 @@ def test_a_reader_does_what_the_page_says(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="line 24 shows\nso 3\nand printed was\nso 2"):
         drifted.follow("Second")
     moved = Reader(read_blocks(PAGE.replace("\n\n```yaml\ny: 2", "\n\n```yaml\ny: 3")), tmp_path)
-    with pytest.raises(AssertionError, match=r"line 15 shows\ny: 3\nand a/one.yaml is"):
+    with pytest.raises(AssertionError, match=r"line 16 shows\ny: 3\nand a/one.yaml is"):
         moved.follow("Second")
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from sdtm_fx.errors import RecipeError
 from sdtm_fx.recipe import ConstantRatio, CurveRatio, IdsGrid, Recipe, list_recipes, load_recipe
+from sdtm_fx.recipe.extend import path_beside
 
 HEAD = "version: 1\nname: child\n"
 
@@ -32,6 +33,15 @@ def test_mappings_merge_and_lists_replace(base: Path, example: Recipe) -> None:
     assert recipe.ratio == CurveRatio(curve="cosine", start=0.7, end=0.5)
     assert (recipe.plan.share, recipe.plan.round_to) == ((), 16), "the list is replaced, its neighbour stays"
     assert recipe.stages == example.stages
+
+
+def test_another_file_is_named_as_seen_from_the_folder(base: Path) -> None:
+    below = base.parent / "below"
+    below.mkdir()
+    assert path_beside(base, base.parent) == "base.yaml"
+    text = f"extends: {path_beside(base, below)}\n"
+    assert text == "extends: ../base.yaml\n"
+    assert Recipe.from_file(child(below, text)).stages == Recipe.from_file(base).stages
 
 
 def test_another_kind_replaces_and_a_cousin_merges(base: Path) -> None:
