@@ -101,9 +101,14 @@ def _copy(recipe: Recipe, subject: Subject, layers: int) -> _Copy:
         kind: Any = subject.kind
         built = fill(kind(**config))
         return _Copy(built, _filled(recipe, built, size), size, said)
+    if not stopped:
+        raise InspectionError(
+            f"no copy of {subject.name} with at most {layers} layers of each kind has less than {LIMIT / 1e6:.0f} "
+            "million weights, so nothing was run; give a config of a smaller model with --config"
+        )
     raise InspectionError(
         f"inputs: the call that they describe does not run on a copy of {subject.name} with at most {layers} layers of "
-        f"each kind and {LIMIT / 1e6:.0f} million weights: {stopped or 'there is no such copy'}; compare with what "
+        f"each kind and {LIMIT / 1e6:.0f} million weights: {stopped}; compare with what "
         f"sdtm-fx inspect {subject.name} shows as its call"
     )
 
@@ -145,14 +150,20 @@ def _merged(recipe: Recipe, copy: _Copy, count: int) -> Check:
     changed = recipe.override(_COPY)
     used = {name for stage in recipe.stages for name in stage.sites}
     modules = [m for m in match_sites(copy.model, changed.sites) if m.spec.id in used]
-    with noted_calls(copy.model, [m.path for m in modules]) as seen:
+    paths = [module.path for module in modules]
+    with torch.no_grad(), noted_calls(copy.model, paths) as plain:
+        copy.model(**copy.arguments)
+    with noted_calls(copy.model, paths) as seen:
         outputs = run_steps(changed, copy.model, copy.arguments, count)
     if not all_finite(outputs):
         return Check("merging", False, "the output is not finite; look at the sites that are merged")
     told: dict[str, dict[str, None]] = {}
     for module in modules:
-        lengths = [n for call in seen.get(module.path, []) if (n := length_of(call, module.spec.input))]
-        says = _seen(recipe, module, lengths, copy.size, count)
+        whole, *lengths = (
+            length_of(call, module.spec.input) or 0
+            for call in (plain[module.path][0], *seen.get(module.path, []))
+        )
+        says = _seen(recipe, module, whole, lengths, copy.size, count)
         if says is None:
             return Check(
                 "merging", False, f"{module.path} runs on all of its image tokens in each of {count} steps; look at "
@@ -164,13 +175,13 @@ def _merged(recipe: Recipe, copy: _Copy, count: int) -> Check:
 
 
 def _seen(
-    recipe: Recipe, module: SiteModule, lengths: list[int], size: ExampleSize, count: int
+    recipe: Recipe, module: SiteModule, whole: int, lengths: list[int], size: ExampleSize, count: int
 ) -> str | None:
-    """What a module was given, in words; None where it was given all in every step."""
+    """What a module was given, in words, of so many tokens; None where it was given all in every step."""
     if module.spec.merge == "keys":
         return "all, with fewer keys"
     image = tokens_on(coarser(recipe.tokens.whole(size.grid), module.spec.downsample))
-    beside = max(lengths, default=image) - image  # text in the same sequence; some step is dense
+    beside = whole - image  # text in the same sequence
     kept = sorted({length - beside for length in lengths} - {image}, reverse=True)
     if not kept and len(lengths) == count:
         return None

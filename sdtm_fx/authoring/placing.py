@@ -64,7 +64,7 @@ def _problem(
     if length < image:
         return f"{where} is given {length} tokens, fewer than the {image} of the image: look at tokens.grid"
     beside = spec.prefix or spec.suffix
-    if length == image and beside in block and _length(block[beside]):
+    if length == image and beside is not None and _length(block.get(beside)):
         return f"{where} is given the {image} tokens of the image alone: take out {beside!r}, which is not among them"
     if length == image or beside == "*":
         return None

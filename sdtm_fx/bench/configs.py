@@ -41,8 +41,12 @@ def resized(model: BenchModel, pixels: int | None, text: int | None, halves: int
         text: Text tokens.
         halves: Guidance halves stacked in one call.
     """
-    given = {"pixels": pixels, "text": text, "halves": halves}
-    return replace(model, **{name: value for name, value in given.items() if value is not None})
+    return replace(
+        model,
+        pixels=model.pixels if pixels is None else pixels,
+        text=model.text if text is None else text,
+        halves=model.halves if halves is None else halves,
+    )
 
 
 def config_of(model: BenchModel, layers: Sequence[int] | None) -> dict[str, Any]:

@@ -16,7 +16,8 @@ import sdtm_fx
 from sdtm_fx.authoring.checking import try_recipe
 from sdtm_fx.authoring.running import Check
 from sdtm_fx.cli.main import app
-from sdtm_fx.inspecting.opening import Subject
+from sdtm_fx.explaining.shapes import shape_of
+from sdtm_fx.inspecting.opening import Subject, open_subject
 from tests.inspecting.models import write_config
 
 CONFIG: dict[str, Any] = {
@@ -68,6 +69,20 @@ def test_a_recipe_that_works() -> None:
         Check("ratio 0", True, "bit for bit the plain model"),
         Check("merging", True, "image tokens in 8 steps: attn 48 -> 24; ff 48 -> 24"),
     ]
+
+
+def test_a_recipe_without_a_dense_step() -> None:
+    every = {"first_steps": 0, "last_steps": 0, "every_steps": None}
+    changed = recipe({"keep_dense": every, "reuse": None})
+    assert try_recipe(changed, SUBJECT)[-1].says == "image tokens in 8 steps: attn 48 -> 24; ff 48 -> 24"
+
+
+def test_a_model_that_has_no_small_copy() -> None:
+    wide = Subject(CogView3PlusTransformer2DModel, {**CONFIG, "text_embed_dim": 10_000_000}, "a test")
+    assert (
+        "no copy of CogView3PlusTransformer2DModel with at most 2 layers of each kind has less than 40 million"
+        in (try_recipe(recipe(), wide)[-1].says)
+    )
 
 
 def test_skipped_sites_and_merged_keys_are_told_as_such() -> None:
@@ -136,6 +151,21 @@ def test_what_fails_names_the_key(changes: dict[str, Any], name: str, message: s
     check = tried(changes)
     assert (check.name, check.passed) == (name, False)
     assert re.search(message, check.says), check.says
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("flux.1-dev-attention", "attn 48 -> 15; ff 48 -> 15; single_attn 48 -> 15; single_ff 48 -> 15"),
+        ("sd3-medium-forecast", "attn 48 -> none in 3; ff 48 -> none in 3"),
+        ("wan2.1-t2v-14b-keys", "attn all, with fewer keys; ff 144 -> 72"),
+        ("z-image", "ff 48 -> 15"),
+    ],
+)
+def test_shipped_recipes_hold_on_the_models_that_they_are_for(name: str, says: str) -> None:
+    check = try_recipe(sdtm_fx.load_recipe(name), open_subject(shape_of(name)))[-1]
+    assert (check.name, check.says) == ("merging", f"image tokens in 8 steps: {says}")
 
 
 @pytest.mark.parametrize(
