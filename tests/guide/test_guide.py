@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from jsonschema import Draft202012Validator
 
 from sdtm_fx.evaluate.drawing import threads
 from tests.pages import Reader, read_blocks
@@ -71,6 +74,19 @@ def test_what_is_shown_follows_something_that_ran() -> None:
         if block.language == "sh" and after.language != "text"
     ]
     assert silent == ["sdtm-fx recipes schema > recipe.schema.json\n"]
+
+
+def test_the_schema_takes_what_is_right_and_refuses_what_is_misspelt(follower: Follower) -> None:
+    follower.follow("In an editor")
+    schema = json.loads((follower.reader.folder / "recipe.schema.json").read_text(encoding="utf-8"))
+    recipes = {
+        block.file: yaml.safe_load(block.text)
+        for block in BLOCKS
+        if block.language == "yaml" and block.is_saved
+    }
+    wrong = {name for name, data in recipes.items() if not Draft202012Validator(schema).is_valid(data)}
+    assert len(recipes) == 12
+    assert wrong == {"misspelt.yaml"}
 
 
 def test_it_names_no_model_that_a_recipe_is_shipped_for() -> None:
