@@ -159,10 +159,9 @@ def _merged(recipe: Recipe, copy: _Copy, count: int) -> Check:
         return Check("merging", False, "the output is not finite; look at the sites that are merged")
     told: dict[str, dict[str, None]] = {}
     for module in modules:
-        whole, *lengths = (
-            length_of(call, module.spec.input) or 0
-            for call in (plain[module.path][0], *seen.get(module.path, []))
-        )
+        meant, every = module.spec.call or 0, len(plain[module.path])
+        calls = [plain[module.path][meant], *seen.get(module.path, [])[meant::every]]
+        whole, *lengths = (length_of(call, module.spec.input) or 0 for call in calls)
         says = _seen(recipe, module, whole, lengths, copy.size, count)
         if says is None:
             return Check(

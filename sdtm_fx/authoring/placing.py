@@ -39,10 +39,11 @@ def find_tokens(
         calls = seen.get(module.path, [])
         if not calls:
             return Check("tokens", False, f"{module.path} is not called; take it out of the sites")
-        length, image = length_of(calls[0], module.spec.input), tokens_on(grid)
-        problem = _problem(module, calls[0], seen.get(module.block, [{}])[0], length, image)
+        call = calls[min(module.spec.call or 0, len(calls) - 1)]
+        length, image = length_of(call, module.spec.input), tokens_on(grid)
+        problem = _problem(module, call, seen.get(module.block, [{}])[0], length, image)
         if problem is None and module.spec.id in merged:
-            problem = _tables(module, calls[0], (image, image + size.text))
+            problem = _tables(module, call, (image, image + size.text))
         if problem is not None:
             return Check("tokens", False, f"{problem} (a grid of {show_grid(grid)} tokens)")
         told[module.spec.id] = f"{module.spec.id} {tokens_on(grid)} of {length}"

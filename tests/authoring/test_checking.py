@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,15 +10,20 @@ from typing import Any
 
 import pytest
 from diffusers import CogView3PlusTransformer2DModel, CogView4Transformer2DModel
+from rich.console import Console
 from torch import nn
 from typer.testing import CliRunner
 
 import sdtm_fx
+from sdtm_fx.authoring.author import author
 from sdtm_fx.authoring.checking import try_recipe
-from sdtm_fx.authoring.running import Check
+from sdtm_fx.authoring.running import Check, length_of, noted_calls, run_steps
+from sdtm_fx.capture.example import ExampleSize, example_call
 from sdtm_fx.cli.main import app
 from sdtm_fx.explaining.shapes import shape_of
+from sdtm_fx.inspecting.inspect import survey
 from sdtm_fx.inspecting.opening import Subject, open_subject
+from sdtm_fx.inspecting.render import render
 from tests.inspecting.models import write_config
 
 CONFIG: dict[str, Any] = {
@@ -201,7 +207,6 @@ def test_tables_that_no_key_names_are_found_on_the_plain_model() -> None:
         "tokens", False, "site 'attn': transformer_blocks.0.attn1 is also given image_rotary_emb, two tables with a "
         "row for each token: name it as `rotary`, so that they follow the tokens (a grid of 8x6 tokens)",
     )  # fmt: skip
-    # Its feed-forward is called for image and text apart.
     prefixed = try_recipe(recipe({**changes, "sites.ff.prefix": "encoder_hidden_states"}), subject)[-1]
     assert "attn1 is also given" in prefixed.says
     rotary = {"sites.attn.rotary": "image_rotary_emb", "plan.share": ["batch"]}
@@ -213,6 +218,39 @@ def test_tables_that_no_key_names_are_found_on_the_plain_model() -> None:
     assert "is given the 48 tokens of the image alone: take out 'encoder_hidden_states'" in (
         try_recipe(recipe(named), subject)[-1].says
     )
+
+
+def test_of_a_module_that_is_called_twice_one_call_merges() -> None:
+    subject = Subject(CogView4Transformer2DModel, CONFIG, "a test")
+    changes = {
+        "model": ["CogView4Transformer2DModel"], "stages.all.sites": ["ff"], "sites.ff.prefix": None,
+        "keep_dense": {"first_steps": 0, "last_steps": 0, "layers": []},
+    }  # fmt: skip
+    assert (
+        "the block calls it 2 times, a site is called once" in try_recipe(recipe(changes), subject)[-1].says
+    )
+    mine = recipe({**changes, "sites.ff.call": 0})
+    assert try_recipe(mine, subject)[-1].says == "image tokens in 8 steps: ff 48 -> 24"
+    text = try_recipe(recipe({**changes, "sites.ff.call": 1}), subject)[-1]
+    assert "transformer_blocks.0.ff is given 7 tokens, fewer than the 48 of the image" in text.says
+    model = CogView4Transformer2DModel(**CONFIG).eval()
+    size = ExampleSize(2, 7, (8, 6))
+    with noted_calls(model, ["transformer_blocks.1.ff"]) as seen:
+        run_steps(mine.override({"plan.round_to": 1}), model, example_call(model, mine, size), 2)
+    lengths = [length_of(call, 0) for call in seen["transformer_blocks.1.ff"]]
+    assert lengths == [24, 7, 24, 7]
+
+
+def test_the_call_for_the_image_is_drafted(tmp_path: Path) -> None:
+    found = survey(Subject(CogView4Transformer2DModel, CONFIG, "a test"))
+    draft = author(found, tmp_path / "mine.yaml")
+    assert draft.passed, draft.checks
+    attn, ff = sdtm_fx.load_recipe(tmp_path / "mine.yaml").sites
+    assert (attn.call, attn.rotary) == (None, "image_rotary_emb")
+    assert (ff.call, ff.prefix, ff.match) == (0, None, "transformer_blocks.*.ff")
+    console = Console(width=200, file=io.StringIO(), record=True)
+    console.print(render(found))
+    assert "feed-forward, call 0" in console.export_text()
 
 
 def run(*arguments: str, code: int = 0) -> tuple[str, str]:

@@ -85,7 +85,7 @@ def test_the_schema_takes_what_is_right_and_refuses_what_is_misspelt(follower: F
         if block.language == "yaml" and block.is_saved
     }
     wrong = {name for name, data in recipes.items() if not Draft202012Validator(schema).is_valid(data)}
-    assert len(recipes) == 12
+    assert len(recipes) == 13
     assert wrong == {"misspelt.yaml"}
 
 
