@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from sdtm_fx.errors import PlanError
+from sdtm_fx.errors import PlanError, SequenceError
 from sdtm_fx.reductions import Reduce
 
 AnyPlan = TypeVar("AnyPlan", bound="Plan")
@@ -159,7 +159,7 @@ class Plan(ABC):
     def _check(self, x: Tensor, length: int, verb: str) -> None:
         batch = self.positions.shape[0]
         if x.ndim != 3 or x.shape[1] != length or batch not in (1, x.shape[0]):
-            raise PlanError(
+            raise SequenceError(
                 f"{verb}: found a tensor of shape {tuple(x.shape)}; this plan accepts "
                 f"[{'any batch' if batch == 1 else batch}, {length}, any width]"
             )

@@ -34,6 +34,10 @@ class PlanError(SdtmFxError):
     """A merge plan cannot be made: a ratio out of reach, a grid that does not fit the tokens."""
 
 
+class SequenceError(PlanError):
+    """A merge plan is given a sequence that is not the one it was made for."""
+
+
 class ScheduleError(SdtmFxError):
     """Stages, ratios and steps do not make a schedule."""
 

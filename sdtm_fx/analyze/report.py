@@ -112,7 +112,13 @@ def as_dict(analysis: Analysis, suggestion: Suggestion) -> dict[str, Any]:
     }
 
 
-def save_data(analysis: Analysis, suggestion: Suggestion, folder: Path, record: dict[str, Any]) -> list[Path]:
+def save_data(
+    analysis: Analysis,
+    suggestion: Suggestion,
+    folder: Path,
+    record: dict[str, Any],
+    recipe: str | None = None,
+) -> list[Path]:
     """Write `analysis.json`, `blocks.csv` (means over images), `analysis.npz` (everything) and `suggested.yaml`.
 
     The last one is a recipe, and is left out where `Suggestion.as_recipe` has none.
@@ -122,6 +128,7 @@ def save_data(analysis: Analysis, suggestion: Suggestion, folder: Path, record: 
         suggestion: Its suggestion.
         folder: Exists.
         record: Further entries for the JSON file: how the images were made.
+        recipe: What `suggested.yaml` extends, a shipped name or a file; by default the recipe of the analysis.
 
     Returns:
         The files.
@@ -145,8 +152,8 @@ def save_data(analysis: Analysis, suggestion: Suggestion, folder: Path, record: 
             arrays[f"{kind}_map_similarity"], arrays[f"{kind}_map_distance"] = features.maps
     arrays = {name: values.astype(np.float32) for name, values in arrays.items()}
     np.savez_compressed(files[2], blocks=np.array(analysis.blocks), **arrays)
-    recipe = suggestion.as_recipe(analysis.recipe)
-    if recipe is not None:
+    suggested = suggestion.as_recipe(recipe or analysis.recipe, folder)
+    if suggested is not None:
         files.append(folder / "suggested.yaml")
-        files[3].write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+        files[3].write_text(yaml.safe_dump(suggested, sort_keys=False), encoding="utf-8")
     return files

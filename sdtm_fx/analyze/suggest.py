@@ -19,12 +19,14 @@ step is what lies above those thresholds in it, mean over images and blocks.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sdtm_fx.analyze.result import Analysis, Array, Features
 from sdtm_fx.errors import SdtmFxError
+from sdtm_fx.recipe.extend import path_beside
 from sdtm_fx.recipe.load import list_recipes, load_recipe
 from sdtm_fx.windows import Windows
 
@@ -100,16 +102,19 @@ class Suggestion:
         """Plain data."""
         return asdict(self)
 
-    def as_recipe(self, base: str) -> dict[str, Any] | None:
+    def as_recipe(self, base: str, folder: Path = Path()) -> dict[str, Any] | None:
         """What a recipe file would hold that takes the suggestion over.
 
         Args:
-            base: Name of the recipe to extend.
+            base: The recipe to extend: a shipped name, or a path.
+            folder: Where the file will be; it names another file as seen from there.
 
         Returns:
-            The mapping; None where no boundary is suggested, or the base is not shipped or has not two stages.
+            The mapping; None where no boundary is suggested, or the base is neither shipped nor a file, or has not two
+            stages.
         """
-        if self.until is None or base not in list_recipes():
+        is_file = Path(base).is_file()
+        if self.until is None or not (is_file or base in list_recipes()):
             return None
         recipe = load_recipe(base)
         if len(recipe.stages) != 2:
@@ -117,9 +122,9 @@ class Suggestion:
         first, second = recipe.stages
         return {
             "version": 1,
-            "name": f"{base.rpartition('/')[2]}-suggested",
+            "name": f"{recipe.name.rpartition('/')[2]}-suggested",
             "description": "By sdtm-fx analyze, a heuristic on features; judge it by images.",
-            "extends": base,
+            "extends": path_beside(Path(base), folder) if is_file else base,
             "stages": {
                 first.name: {"until": round(self.until, 2), "ratio": _constant(self.structure_ratio)},
                 second.name: {"ratio": _constant(self.detail_ratio)},

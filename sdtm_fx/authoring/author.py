@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from sdtm_fx.authoring.running import Check
 from sdtm_fx.authoring.sites import draft_sites
-from sdtm_fx.authoring.trial import Check, try_draft
+from sdtm_fx.authoring.trial import try_draft
 from sdtm_fx.authoring.write import write_draft
 from sdtm_fx.errors import InspectionError
 from sdtm_fx.inspecting.groups import group_sites

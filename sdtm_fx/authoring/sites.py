@@ -75,7 +75,7 @@ def _site(name: str, group: SiteGroup, keep_dense: str | None) -> DraftSite:
             (
                 side,
                 site.beside or '"*"',
-                f"{site.tokens.says()} tokens: what stands {where} the image is text",
+                f"{site.tokens.says(site.tokens.image * group.level**2)} tokens: what stands {where} the image is text",
             )
         )
         if site.order == "unknown":
@@ -84,6 +84,8 @@ def _site(name: str, group: SiteGroup, keep_dense: str | None) -> DraftSite:
         keys.append(("rotary", site.rotary.argument, "positions follow the tokens that stay"))
         if site.rotary.axis:
             keys.append(("rotary_axis", str(site.rotary.axis), ""))
+    if site.call is not None:
+        keys.append(("call", str(site.call), "its block calls it again, for something else than the image"))
     if group.level > 1:
         keys.append(("downsample", str(group.level), "runs on a coarser grid"))
     if site.positions and not site.is_attention:

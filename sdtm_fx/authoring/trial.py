@@ -2,44 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import sdtm_fx
-from sdtm_fx.errors import InspectionError, SdtmFxError
+from sdtm_fx.authoring.running import (
+    COPY,
+    Check,
+    all_finite,
+    length_of,
+    noted_calls,
+    run_steps,
+    tensors,
+    worst_difference,
+)
+from sdtm_fx.errors import SdtmFxError
 from sdtm_fx.inspecting.arguments import CallSizes
 from sdtm_fx.inspecting.small import SmallCopy, small_copy
-from sdtm_fx.inspecting.survey import FoundSite, Survey
+from sdtm_fx.inspecting.survey import Survey
 from sdtm_fx.recipe.schema import Recipe
-from sdtm_fx.rewrite import restore, rewrite, steps
-from sdtm_fx.rewriting.rewriting import rewriting_of
 from sdtm_fx.sites.matching import match_sites
 
 _STEPS = 8
 _RATIO = 0.5
 _SLACK = 0.1
-_COPY: Mapping[str, Any] = {"sites.*.expect": None, "plan.round_to": 1, "gate": "off"}
-"""A copy has other numbers of layers and few tokens."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that was tried.
-
-    Attributes:
-        name: What.
-        passed: How it went.
-        says: What was seen, or what to edit.
-    """
-
-    name: str
-    passed: bool
-    says: str
 
 
 def try_draft(path: Path, survey: Survey, layers: int) -> list[Check]:
@@ -80,9 +69,9 @@ def _nothing_merged(recipe: Recipe, copy: SmallCopy, survey: Survey) -> Check:
     """With ratio 0 every output must be that of the plain model, bit for bit."""
     arguments = copy.arguments(trial_sizes(survey))
     with torch.no_grad():
-        expected = _tensors(copy.model(**arguments))
-    outputs = _run(recipe.override({**_COPY, "ratio": {"curve": "constant", "start": 0.0}}), copy, arguments)
-    worst = max(float((a - b).abs().max()) for run in outputs for a, b in zip(expected, run, strict=True))
+        expected = tensors(copy.model(**arguments))
+    nothing = recipe.override({**COPY, "ratio": {"curve": "constant", "start": 0.0}})
+    worst = worst_difference(expected, run_steps(nothing, copy.model, arguments, _STEPS))
     says = "bit for bit the plain model" if worst == 0 else f"differs from the plain model by {worst:.3g}"
     return Check("ratio 0", worst == 0, says)
 
@@ -92,15 +81,18 @@ def _half_merged(recipe: Recipe, copy: SmallCopy, survey: Survey) -> Check:
     arguments = copy.arguments(trial_sizes(survey))
     sites = {site.path: site for site in survey.sites}
     merged = [module.path for module in match_sites(copy.model, _named(recipe))]
-    changed = recipe.override({**_COPY, "ratio": {"curve": "constant", "start": _RATIO}})
-    with _lengths({p: sites[p] for p in merged if p in sites}, copy) as seen:
-        outputs = _run(changed, copy, arguments)
-    if not all(torch.isfinite(t).all() for run in outputs for t in run):
+    changed = recipe.override({**COPY, "ratio": {"curve": "constant", "start": _RATIO}})
+    with noted_calls(copy.model, [path for path in merged if path in sites]) as seen:
+        outputs = run_steps(changed, copy.model, arguments, _STEPS)
+    if not all_finite(outputs):
         return Check("ratio 0.5", False, "the output is not finite; look at the sites that are merged")
     sizes = trial_sizes(survey)
     wrong: list[str] = []
     found: dict[str, None] = {}
-    for path, lengths in seen.items():
+    for path, calls in seen.items():
+        every = max(1, len(calls) // _STEPS)  # its block may call it for other tokens too
+        meant = calls[sites[path].call or 0 :: every]
+        lengths = filter(None, (length_of(call, sites[path].input) for call in meant))
         tokens = sites[path].tokens
         image, rest = int(tokens.image * sizes.area), int(tokens.text * sizes.text + tokens.constant)
         kept = sorted({length - rest for length in lengths} - {image})  # some steps are dense
@@ -118,53 +110,3 @@ def _half_merged(recipe: Recipe, copy: SmallCopy, survey: Survey) -> Check:
 def _named(recipe: Recipe) -> list[Any]:
     used = {name for stage in recipe.stages for name in stage.sites}
     return [site.model_copy(update={"expect": None}) for site in recipe.sites if site.id in used]
-
-
-def _run(recipe: Recipe, copy: SmallCopy, arguments: dict[str, Any]) -> list[list[torch.Tensor]]:
-    """The outputs of a generation, step by step."""
-    rewrite(copy.model, recipe)
-    outputs = []
-    try:
-        halves = 2 if recipe.reads_halves else None
-        with torch.no_grad(), steps(copy.model, _STEPS, cfg_halves=halves) as clock:
-            for _ in range(_STEPS):
-                outputs.append(_tensors(copy.model(**arguments)))
-                clock.advance()
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise InspectionError(
-            f"the rewritten copy does not run: {type(error).__name__}: {error}; take the site that its place names out "
-            "of the stages"
-        ) from error
-    finally:
-        if rewriting_of(copy.model) is not None:
-            restore(copy.model)
-    return outputs
-
-
-@contextlib.contextmanager
-def _lengths(sites: Mapping[str, FoundSite], copy: SmallCopy) -> Iterator[dict[str, list[int]]]:
-    """The lengths of the sequences that modules are given while the block lasts."""
-    seen: dict[str, list[int]] = {}
-
-    def noting(path: str, name: int | str) -> Any:
-        def note(_: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-            value = args[name] if isinstance(name, int) else kwargs[name]
-            seen.setdefault(path, []).append(value.shape[1])
-
-        return note
-
-    handles = [
-        copy.model.get_submodule(path).register_forward_pre_hook(noting(path, site.input), with_kwargs=True)
-        for path, site in sites.items()
-    ]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _tensors(output: Any) -> list[torch.Tensor]:
-    if isinstance(output, torch.Tensor):
-        return [output]
-    return [t for item in output for t in _tensors(item)] if isinstance(output, list | tuple) else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,6 +30,23 @@ def bench_model(name: str) -> BenchModel:
             f"no benchmark model {name!r}; there are {', '.join(MODELS)}{nearest(name, MODELS)}"
         )
     return MODELS[name]
+
+
+def resized(model: BenchModel, pixels: int | None, text: int | None, halves: int | None) -> BenchModel:
+    """A model at other sizes of a call; None leaves what is there.
+
+    Args:
+        model: What to build.
+        pixels: Pixels of the image per token, in each direction.
+        text: Text tokens.
+        halves: Guidance halves stacked in one call.
+    """
+    return replace(
+        model,
+        pixels=model.pixels if pixels is None else pixels,
+        text=model.text if text is None else text,
+        halves=model.halves if halves is None else halves,
+    )
 
 
 def config_of(model: BenchModel, layers: Sequence[int] | None) -> dict[str, Any]:

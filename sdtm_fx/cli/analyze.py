@@ -73,7 +73,7 @@ def analyze(
     console.print(render(analysis, suggestion))
     out.mkdir(parents=True, exist_ok=True)
     record = {"source": model, "prompts": list(texts), "seed": seed, "guidance": guidance, "dtype": dtype}
-    files = save_data(analysis, suggestion, out, record)
+    files = save_data(analysis, suggestion, out, record, recipe)
     files += _draw(analysis, suggestion, first, out)
     for file in files:
         console.print(f"written: {file}", soft_wrap=True, highlight=False)

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from sdtm_fx.cli.inspect import Config, Inputs, Model
+from sdtm_fx.cli.inspect import Config, Inputs, Layers, Model
 
 
 def author(
@@ -21,9 +21,7 @@ def author(
         str | None,
         typer.Option(help="Name of the recipe; by default as the file is called.", show_default=False),
     ] = None,
-    layers: Annotated[
-        int, typer.Option(min=1, help="Most layers of each kind in the copy with random weights that is run.")
-    ] = 2,
+    layers: Layers = 2,
 ) -> None:
     """Draft a recipe from a model's structure, and try it out on a small copy; exit with 1 if that fails."""
     import diffusers
@@ -46,7 +44,8 @@ def author(
         return
     console.print(
         Text(
-            f"wrote {out}, which does not work yet: edit what the last check names, then run sdtm-fx recipes validate"
+            f"wrote {out}, which does not work yet: edit what the last check names, then run sdtm-fx recipes validate "
+            f"{out} --model {model}{'' if config is None else f' --config {config}'}"
         )
     )
     raise typer.Exit(1)

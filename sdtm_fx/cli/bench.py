@@ -18,6 +18,13 @@ _MODELS = (
 def bench(
     context: typer.Context,
     model: Annotated[str, typer.Option(help=f"Configuration: {_MODELS}.")] = "sd3-medium",
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="config.json of a diffusers model, in place of a published one; it takes a --recipe.",
+            show_default=False,
+        ),
+    ] = None,
     recipe: Annotated[
         str | None, typer.Option(help="Recipe; by default the one named like the model.")
     ] = None,
@@ -28,6 +35,21 @@ def bench(
     height: Annotated[int, typer.Option(help="Image height in pixels.")] = 1024,
     width: Annotated[int, typer.Option(help="Image width in pixels.")] = 1024,
     batch: Annotated[int, typer.Option(min=1, help="Images; guidance doubles them.")] = 1,
+    pixels: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            show_default="as published; 16",
+            help="Pixels of a side of a token: those of the VAE times the patch.",
+        ),
+    ] = None,
+    text: Annotated[
+        int | None, typer.Option(min=1, show_default="as published; 77", help="Text tokens.")
+    ] = None,
+    halves: Annotated[
+        int | None,
+        typer.Option(min=1, max=2, show_default="as published; 1", help="Guidance halves in one call."),
+    ] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1.")] = "cpu",
     runs: Annotated[int, typer.Option(min=1, help="Pairs of runs per stage.")] = 5,
@@ -66,7 +88,7 @@ def bench(
     """
     import torch
 
-    from sdtm_fx.bench.configs import bench_model
+    from sdtm_fx.bench.configs import bench_model, resized
     from sdtm_fx.bench.machine import machine
     from sdtm_fx.bench.options import (
         check_cache,
@@ -78,20 +100,24 @@ def bench(
         layers_of,
         mode_of,
     )
+    from sdtm_fx.bench.own import own_model
     from sdtm_fx.bench.pairing import BenchSetup
     from sdtm_fx.bench.run import Wanted, run_bench, run_comparison
     from sdtm_fx.bench.start import compiler_start
+    from sdtm_fx.errors import SdtmFxError
     from sdtm_fx.recipe.load import load_recipe
 
-    config = bench_model(model)
+    if config is not None and not (recipe or compare):
+        raise SdtmFxError(f"recipe: none is named like {config}; name the one to time (--recipe)")
+    built = resized(bench_model(model) if config is None else own_model(config), pixels, text, halves)
     drawn = check_files(out, figure, growth)
     check_cache(cache, compile, steps)
     if compare:
         check_comparison(recipe=recipe, steps=steps, parts=parts, growth=growth, cache=cache)
     setup = BenchSetup(
         ratio=ratio,
-        layers=layers_of(layers, config),
-        grid=grid_of(height, width, config),
+        layers=layers_of(layers, built),
+        grid=grid_of(height, width, built),
         batch=batch,
         dtype=dtype_of(dtype),
         device=device_of(device),
@@ -103,10 +129,10 @@ def bench(
         torch.set_num_threads(threads)
     how = f"compiled{f', {mode}' if mode else ''}" if compile else "eager"
     size = f"layers {layers if setup.layers else 'all'}, {height} x {width} px, batch {batch}"
-    title = f"{model}, {size}, ratio {ratio}, {dtype}, {device}, {how}"
+    title = f"{model if config is None else config}, {size}, ratio {ratio}, {dtype}, {device}, {how}"
     record: dict[str, Any] = {**machine(setup.device), "command": _command(context), "title": title}
     if compare:
-        record |= run_comparison(config, [load_recipe(name) for name in compare], setup, title)
+        record |= run_comparison(built, [load_recipe(name) for name in compare], setup, title)
         _write(record, out)
         return
     chosen = load_recipe(recipe or model)
@@ -115,7 +141,7 @@ def bench(
     record["recipe"] = chosen.name
     with compiler_start(cache) as start:
         record["start"] = start if compile else None
-        record |= run_bench(config, chosen, setup, Wanted(steps, parts, growth, drawn), title)
+        record |= run_bench(built, chosen, setup, Wanted(steps, parts, growth, drawn), title)
     _write(record, out)
 
 

@@ -26,6 +26,9 @@ Inputs = Annotated[
         help="Argument of the example call, name=dimensions[:fill][:int]: timestep=batch, ids=tokens,3:grid_ids.",
     ),
 ]
+Layers = Annotated[
+    int, typer.Option(min=1, help="Most layers of each kind in the copy with random weights that is run.")
+]
 
 
 def inspect(

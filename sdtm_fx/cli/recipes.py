@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
+
+from sdtm_fx.cli.inspect import Config, Layers
+
+if TYPE_CHECKING:
+    from sdtm_fx.inspecting.opening import Subject
+    from sdtm_fx.recipe import Recipe
 
 recipes = typer.Typer(no_args_is_help=True, help="Look at recipes.")
 
@@ -36,22 +42,59 @@ def show(source: Source) -> None:
 
 
 @recipes.command()
-def validate(files: Annotated[list[Path], typer.Argument(help="Recipe files.")]) -> None:
-    """Check recipe files; exit with 1 if one is not valid."""
+def validate(
+    files: Annotated[list[Path], typer.Argument(help="Recipe files.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Also try them on this model: a class of diffusers, a checkpoint folder, a config.json, or a "
+            "published shape.",
+            show_default=False,
+        ),
+    ] = None,
+    config: Config = None,
+    layers: Layers = 2,
+) -> None:
+    """Check recipe files, and with --model run them on a small copy of it; exit with 1 if one fails."""
     from sdtm_fx.errors import RecipeError
     from sdtm_fx.recipe import Recipe
 
-    invalid = 0
+    subject = _subject(model, config)
+    failed = 0
     for file in files:
         try:
             recipe = Recipe.from_file(file)
         except RecipeError as error:
-            invalid += 1
+            failed += 1
             typer.echo(str(error), err=True)
-        else:
-            typer.echo(f"{file}: {recipe.name} is valid, fingerprint {recipe.fingerprint()[:12]}")
-    if invalid:
+            continue
+        typer.echo(f"{file}: {recipe.name} is valid, fingerprint {recipe.fingerprint()[:12]}")
+        if subject is not None:
+            failed += not _tried(recipe, subject, layers)
+    if failed:
         raise typer.Exit(1)
+
+
+def _subject(model: str | None, config: Path | None) -> Subject | None:
+    """What recipes are tried on; a config.json that names its class is enough."""
+    if model is None and config is None:
+        return None
+    import diffusers
+
+    from sdtm_fx.inspecting.opening import open_subject
+
+    diffusers.utils.logging.set_verbosity_error()
+    return open_subject(str(config)) if model is None else open_subject(model, config)
+
+
+def _tried(recipe: Recipe, subject: Subject, layers: int) -> bool:
+    """Try a recipe, say how it went, and return whether all went well."""
+    from sdtm_fx.authoring.checking import try_recipe
+
+    checks = try_recipe(recipe, subject, layers)
+    for check in checks:
+        typer.echo(f"{check.name}: {check.says}", err=not check.passed)
+    return all(check.passed for check in checks)
 
 
 @recipes.command()

@@ -66,6 +66,7 @@ def tune(
     from sdtm_fx.errors import SdtmFxError, nearest
     from sdtm_fx.evaluate.models import ModelSource
     from sdtm_fx.evaluate.report import to_json
+    from sdtm_fx.recipe.extend import path_beside
     from sdtm_fx.recipe.load import load_recipe
     from sdtm_fx.tuning import Goal
     from sdtm_fx.tuning import tune as search
@@ -94,7 +95,7 @@ def tune(
         )  # fmt: skip
     chosen_name, base = named[found.setting.base], bases[found.setting.base]
     loose = source.is_toy and any(site.expect is not None for site in base.sites)
-    extends = str(Path(chosen_name).resolve()) if Path(chosen_name).is_file() else chosen_name
+    extends = path_beside(Path(chosen_name), out.parent) if Path(chosen_name).is_file() else chosen_name
     command = " ".join(["sdtm-fx", *sys.argv[1:]])
     written = recipe_text(found, base, extends, command, loose=loose)
     out.write_text(written, encoding="utf-8")

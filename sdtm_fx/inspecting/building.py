@@ -60,6 +60,11 @@ def with_layers(config: Mapping[str, Any], layers: int) -> dict[str, Any]:
     return {name: _cut(name, value, layers) for name, value in config.items()}
 
 
+def layer_fields(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The fields of a config that count layers, in its order."""
+    return tuple(n for n, v in config.items() if type(v) is int and v > 0 and _cut(n, v, 0) != v)
+
+
 def small_configs(subject: Subject, layers: int) -> Iterator[tuple[dict[str, Any], str]]:
     """Yield configs of smaller copies, the nearest to the model first, and what was done to each.
 

@@ -33,6 +33,7 @@ class _Place:
     local: str
     node: fx.Node
     seen: Seen
+    call: int | None = None
 
 
 def find_sites(
@@ -67,9 +68,11 @@ def find_sites(
             kind = _attention_kind(mine) if mine else _feed_forward_kind(place, observation)
             if kind is None:
                 continue
-            if len(calls) > 1:
+            if place.call is None and len(calls) > 1:
                 left_out.append(
-                    LeftOut(place.path, kind, f"its block calls it {len(calls)} times; a site is called once")
+                    LeftOut(
+                        place.path, kind, f"its block calls it {len(calls)} times, not once for the image"
+                    )
                 )
                 continue
             keys = mine[0].keys if mine else None
@@ -79,11 +82,26 @@ def find_sites(
 
 
 def _places(block: str, capture: Capture, observation: Observation) -> Iterator[_Place]:
-    first = {str(n.target): n for n in reversed(list(capture.graph.nodes)) if n.op == "call_module"}
-    for local, node in reversed(first.items()):
+    nodes: dict[str, list[fx.Node]] = {}
+    for node in capture.graph.nodes:
+        if node.op == "call_module":
+            nodes.setdefault(str(node.target), []).append(node)
+    for local, called in nodes.items():
         calls = observation.calls.get(f"{block}.{local}", ())
-        if calls:
-            yield _Place(f"{block}.{local}", block, local, node, calls[0])
+        if not calls:
+            continue
+        # A module that is called for the image once, and again for something else, is a site in that call.
+        images = (
+            [i for i, seen in enumerate(calls) if _takes_image(seen)] if len(calls) == len(called) else []
+        )
+        if len(calls) > 1 and len(images) == 1:
+            yield _Place(f"{block}.{local}", block, local, called[images[0]], calls[images[0]], images[0])
+        else:
+            yield _Place(f"{block}.{local}", block, local, called[0], calls[0])
+
+
+def _takes_image(seen: Seen) -> bool:
+    return any(len(s) == 3 and s[1] is not None and s[1].image > 0 for s in seen.inputs.values())
 
 
 def _attention_kind(calls: Sequence[AttentionCall]) -> SiteKind | None:
@@ -182,6 +200,7 @@ def _as_site(
                 match=place.path,
                 input=slot,
                 output=output,
+                call=place.call,
             )
             try:
                 site = locate(capture.graph, block, spec, place.local, place.path)
@@ -208,7 +227,7 @@ def _found(
     rotary, positions = _position_arguments(place, name)
     return FoundSite(
         place.path, place.block, kind, length, sequenced.order, slot, output, sequenced.beside, rotary, positions,
-        _parallel(place, site), keys,
+        _parallel(place, site), keys, place.call,
     )  # fmt: skip
 
 

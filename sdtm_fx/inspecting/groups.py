@@ -41,6 +41,7 @@ def group_sites(survey: Survey) -> tuple[SiteGroup, ...]:
         name = site.path.rpartition(".")[2] if len(levels) > 1 else family(site.path)
         key = (
             name, site.kind, site.tokens, site.order, site.input, site.output, site.beside, site.rotary, site.positions,
+            site.call,
         )  # fmt: skip
         groups.setdefault(key, []).append(site)
     every = [path for path, _ in survey.model.named_modules() if path]

@@ -88,7 +88,8 @@ def _sites(survey: Survey, marks: Marks | None) -> Table:
 
 def _kind(site: FoundSite) -> str:
     beside = ", ".join(path.rpartition(".")[2] for path in site.parallel)
-    return f"{site.kind}, joined with {beside}" if beside else site.kind
+    joined = f", joined with {beside}" if beside else ""
+    return f"{site.kind}{joined}{f', call {site.call}' if site.call is not None else ''}"
 
 
 def _tokens(site: FoundSite, survey: Survey) -> str:
@@ -141,6 +142,7 @@ def _site_data(group: SiteGroup, survey: Survey, marks: Marks | None) -> dict[st
         "order": site.order,
         "input": site.input,
         "output": site.output,
+        "call": site.call,
         "beside": site.beside,
         "rotary": None if site.rotary is None else site.rotary.argument,
         "positions": list(site.positions),

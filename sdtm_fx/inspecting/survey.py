@@ -71,6 +71,7 @@ class FoundSite:
         positions: Arguments with positions in another form, which nothing can gather.
         parallel: Modules that it meets in one projection.
         keys: Length of what its queries look at; None for a feed-forward.
+        call: Which of several calls of the module it is; None: it is called once.
     """
 
     path: str
@@ -85,6 +86,7 @@ class FoundSite:
     positions: tuple[str, ...] = ()
     parallel: tuple[str, ...] = ()
     keys: Length | None = None
+    call: int | None = None
 
     @property
     def is_attention(self) -> bool:

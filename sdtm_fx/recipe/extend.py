@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,11 @@ def read_file(path: Path) -> Source:
         RecipeError: The file cannot be read, or is not valid YAML.
     """
     return resolve(_read_path(path), folder=path.parent, chain=(str(path.resolve()),))
+
+
+def path_beside(file: Path, folder: Path) -> str:
+    """Return how a recipe in a folder names another file in `extends`: seen from there, so that both can be moved."""
+    return Path(os.path.relpath(file.resolve(), folder.resolve())).as_posix()
 
 
 def plain_source(data: Mapping[str, Any], label: str) -> Source:

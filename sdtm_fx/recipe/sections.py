@@ -49,6 +49,9 @@ class SiteSpec(Part):
     downsample: Positive = 1
     """Side of a token here over that of a token of `tokens.grid`: 2 at a level of a U-Net with half the resolution. A
     side that it does not divide is rounded up."""
+    call: Count | None = None
+    """Which call of the module is meant where its block calls it several times, from 0; the others stay as they are.
+    Absent: it is called once."""
     expect: Positive | None = None
     """Exact number of modules that match; absent: at least one."""
 

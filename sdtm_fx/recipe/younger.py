@@ -12,6 +12,7 @@ _DEFAULTS: tuple[tuple[str, str, object], ...] = (
     ("plan", "destinations_every", None),
     ("plan", "proportional", False),
     ("reuse", "update", "dense"),
+    ("sites", "call", None),
     ("sites", "downsample", 1),
     ("sites", "metric", None),
     ("sites", "merge", "tokens"),

@@ -19,7 +19,7 @@ from sdtm_fx.cost.gate_variants import add_spans_alone, add_variants
 from sdtm_fx.cost.model import CostModel, MeasuredBlock, sites_of
 from sdtm_fx.cost.profile import DeviceKey, DeviceProfile
 from sdtm_fx.cost.profile_cache import load_profiles
-from sdtm_fx.errors import NothingMatched, PlanError, SiteError
+from sdtm_fx.errors import NothingMatched, PlanError, SequenceError, SiteError
 from sdtm_fx.grids import show_grid
 from sdtm_fx.recipe.match import compile_match
 from sdtm_fx.recipe.schema import Recipe
@@ -110,6 +110,11 @@ def _measure(recipe: Recipe, cost: CostModel, block: MeasuredBlock, stage: int) 
         cost.inner_cost(block, stage)
     except PlanError as error:
         level = cost.layers.levels.get(block.index)
+        if level is None and isinstance(error, SequenceError):
+            raise SiteError(
+                f"{block.path} in stage {recipe.stages[stage].name!r}: {error} (a site whose sequence holds more than "
+                "the image names the rest with `prefix` or `suffix`)"
+            ) from error
         if level is None:
             raise
         own = show_grid(cost.layers.grid(block.index, cost.grid))
@@ -119,7 +124,10 @@ def _measure(recipe: Recipe, cost: CostModel, block: MeasuredBlock, stage: int) 
         ) from error
     except RuntimeError as error:
         if place is None:
-            raise
+            raise SiteError(
+                f"{block.path} does not run on fewer image tokens in the sites of stage {recipe.stages[stage].name!r}: "
+                f"{error} (where attention is given rotary tables, name their argument with `rotary`)"
+            ) from error
         span = recipe.spans[place.span_index]
         raise SiteError(
             f"span {span.id!r}: {block.path} does not run on fewer image tokens: {error} (where its attention is "

@@ -48,17 +48,12 @@ def locate(graph: fx.Graph, block: torch.nn.Module, spec: SiteSpec, local: str, 
         path: Its path in the model, for messages.
 
     Raises:
-        SiteError: The module is not called exactly once, has no such argument or output, changes the number
-            of tokens, or merges them and does not end in a residual addition.
+        SiteError: The module is not called exactly once and `call` does not say which call is meant, has no such
+            argument or output, changes the number of tokens, or merges them and does not end in a residual addition.
     """
     where = f"site {spec.id!r} at {path}"
     calls = [n for n in graph.nodes if n.op == "call_module" and n.target == local]
-    if len(calls) != 1:
-        called = sorted({str(n.target) for n in graph.nodes if n.op == "call_module"})
-        raise SiteError(
-            f"{where}: the block calls it {len(calls)} times, a site is called once; it calls {', '.join(called)}"
-        )
-    node = calls[0]
+    node = _call(graph, calls, spec, where)
     slot = _slot(node, block.get_submodule(local), spec.input, where)
     entry = node.args[slot] if isinstance(slot, int) else node.kwargs[slot]
     if not isinstance(entry, fx.Node) or not _is_sequence(entry):
@@ -75,6 +70,20 @@ def locate(graph: fx.Graph, block: torch.nn.Module, spec: SiteSpec, local: str, 
     if spec.merge == "tokens" and path_to_residual(graph, entry, exit_) is None:
         raise SiteError(f"{where}: its output does not end in one residual addition")
     return Site(spec, local, node, entry, slot, exit_, side)
+
+
+def _call(graph: fx.Graph, calls: list[fx.Node], spec: SiteSpec, where: str) -> fx.Node:
+    """The call of a site's module that is meant."""
+    if spec.call is not None and spec.call < len(calls):
+        return calls[spec.call]
+    if spec.call is None and len(calls) == 1:
+        return calls[0]
+    called = sorted({str(n.target) for n in graph.nodes if n.op == "call_module"})
+    which = f"call {spec.call} is none of them" if spec.call is not None else "a site is called once"
+    hint = f" (`call: 0` to `call: {len(calls) - 1}` says which)" if len(calls) > 1 else ""
+    raise SiteError(
+        f"{where}: the block calls it {len(calls)} times, {which}; it calls {', '.join(called)}{hint}"
+    )
 
 
 def _slot(node: fx.Node, module: torch.nn.Module, wanted: int | str, where: str) -> int | str:

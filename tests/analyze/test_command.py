@@ -68,6 +68,16 @@ def test_a_suggested_recipe_is_written_where_there_is_one(tmp_path: Path) -> Non
     assert sdtm_fx.load_recipe(files[-1]).stages[0].until == 0.4
 
 
+def test_the_suggestion_extends_the_file_that_was_named(tmp_path: Path) -> None:
+    mine, out = tmp_path / "mine.yaml", tmp_path / "out"
+    mine.write_text("version: 1\nname: mine\nextends: toy-sd3\nseed: 7\n", encoding="utf-8")
+    out.mkdir()
+    found = analysis(*STRUCTURE_THEN_DETAIL)
+    files = save_data(found, suggest(found), out, {}, str(mine))
+    assert "extends: ../mine.yaml" in files[-1].read_text(encoding="utf-8")
+    assert sdtm_fx.load_recipe(files[-1]).seed == 7
+
+
 def test_maps_must_have_been_recorded() -> None:
     with pytest.raises(ValueError, match="holds no maps"):
         spatial_maps(analysis(*STRUCTURE_THEN_DETAIL), "update")

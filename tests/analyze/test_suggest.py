@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -144,6 +145,14 @@ def test_the_suggestion_is_a_valid_recipe(base: str) -> None:
 
 def test_a_recipe_that_is_not_shipped_is_not_extended() -> None:
     assert suggest(analysis(*STRUCTURE_THEN_DETAIL)).as_recipe("mine") is None
+
+
+def test_a_recipe_in_a_file_is_extended_as_seen_from_the_folder(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("version: 1\nname: own/mine\nextends: toy-sd3\n", encoding="utf-8")
+    data = suggest(analysis(*STRUCTURE_THEN_DETAIL)).as_recipe(str(mine), tmp_path / "out")
+    assert data is not None
+    assert (data["name"], data["extends"]) == ("mine-suggested", "../mine.yaml")
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.75, 0.9])

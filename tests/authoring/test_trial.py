@@ -67,7 +67,7 @@ def test_a_draft_whose_sites_are_not_there_fails_at_the_first_run(sd3: Survey, t
 
 def test_a_command_whose_draft_fails_exits_with_1(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from sdtm_fx.authoring import author as module
-    from sdtm_fx.authoring.trial import Check
+    from sdtm_fx.authoring.running import Check
 
     monkeypatch.setattr(
         module, "try_draft", lambda *_: [Check("ratio 0", False, "differs from the plain model by 1")]

@@ -8,7 +8,7 @@ import pytest
 from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
 
 from sdtm_fx.errors import InspectionError
-from sdtm_fx.inspecting.building import build_on_meta, small_configs, weights, with_layers
+from sdtm_fx.inspecting.building import build_on_meta, layer_fields, small_configs, weights, with_layers
 from sdtm_fx.inspecting.opening import Subject, open_subject
 from tests.inspecting.models import write_config
 from tests.pipelines import tiny_sd3_transformer
@@ -117,6 +117,7 @@ def test_layers_are_cut_and_widths_stay() -> None:
     cut = with_layers(config, 2)
     assert {n for n in config if cut[n] != config[n]} == {"num_layers", "transformer_layers_per_block"}
     assert (cut["num_layers"], cut["transformer_layers_per_block"]) == (2, (1, 2, 2))
+    assert layer_fields(config) == ("num_layers", "num_single_layers", "layers_per_block")
 
 
 def test_smaller_copies_of_a_large_model_are_narrower() -> None:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 import sdtm_fx
 from sdtm_fx.cli.main import app
 from sdtm_fx.passes import PASSES
+from tests.pages import read_blocks
 from tests.pipelines import sd3_prompt_kwargs, tiny_sd3_pipeline
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +24,7 @@ TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def blocks(language: str) -> list[str]:
     """The fenced blocks of one language, in order."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", TEXT, flags=re.MULTILINE | re.DOTALL)
+    return [block.text for block in read_blocks(TEXT) if block.language == language]
 
 
 def pretend_sd3(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from sdtm_fx.errors import RecipeError
 from sdtm_fx.recipe import ConstantRatio, CurveRatio, IdsGrid, Recipe, list_recipes, load_recipe
+from sdtm_fx.recipe.extend import path_beside
 
 HEAD = "version: 1\nname: child\n"
 
@@ -34,6 +35,15 @@ def test_mappings_merge_and_lists_replace(base: Path, example: Recipe) -> None:
     assert recipe.stages == example.stages
 
 
+def test_another_file_is_named_as_seen_from_the_folder(base: Path) -> None:
+    below = base.parent / "below"
+    below.mkdir()
+    assert path_beside(base, base.parent) == "base.yaml"
+    text = f"extends: {path_beside(base, below)}\n"
+    assert text == "extends: ../base.yaml\n"
+    assert Recipe.from_file(child(below, text)).stages == Recipe.from_file(base).stages
+
+
 def test_another_kind_replaces_and_a_cousin_merges(base: Path) -> None:
     constant = child(base.parent, "extends: base.yaml\nratio: {curve: constant, start: 0.2}\n")
     assert Recipe.from_file(constant).ratio == ConstantRatio(curve="constant", start=0.2)
@@ -58,7 +68,7 @@ def test_errors_point_into_the_file_that_holds_the_fault(base: Path) -> None:
     assert caught.value.args[0].splitlines() == [
         f"{path}:7: sites[0].kid: found an unknown key; accepted id, kind, match, input, output, "
         "prefix, suffix, rotary, rotary_axis, metric, merge, downsample, "
-        "expect (did you mean 'kind'?)",
+        "call, expect (did you mean 'kind'?)",
         f"{path}:6: sites[1].expect: found -1; accepted an integer from 1 or null",
         f"{path}:4: ratio.end: found 2; accepted a number from 0 to below 1",
     ]

@@ -121,6 +121,28 @@ def test_a_site_is_called_once() -> None:
         find(Twice(), (X,), "ff")
 
 
+class Apart(NoResidual):
+    """One feed-forward for two streams."""
+
+    def forward(self, text: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return text + self.ff(text), x + self.ff(x)
+
+
+def test_the_call_that_is_meant_may_be_said() -> None:
+    text = X[:, :5]
+    for call, length in ((0, text.shape[1]), (1, X.shape[1])):
+        site = find(Apart(), (text, X), "ff", call=call)
+        assert site.entry.meta["val"].shape[1] == length
+    with pytest.raises(
+        SiteError, match=r"calls it 2 times, a site is called once; .*`call: 0` to `call: 1` says which"
+    ):
+        find(Apart(), (text, X), "ff")
+    with pytest.raises(SiteError, match="the block calls it 2 times, call 2 is none of them; it calls ff"):
+        find(Apart(), (text, X), "ff", call=2)
+    with pytest.raises(SiteError, match="the block calls it 1 times, call 1 is none of them"):
+        find(GatedBlock(), (X, C), "ff", call=1)
+
+
 def test_a_site_works_on_sequences() -> None:
     with pytest.raises(SiteError, match=r"input 0 is not a \[batch, tokens, width\] tensor"):
         find(Reshaped(), (X,), "ff")

@@ -104,6 +104,7 @@ def test_the_command_writes_a_recipe_that_loads(tmp_path: Path) -> None:
     assert "3 trials" in result.output
     text, told = out.read_text(encoding="utf-8"), json.loads(data.read_text(encoding="utf-8"))
     assert "# best caching to start from:" in text
+    assert "extends: base.yaml" in text
     recipe = load_recipe(out)
     assert {one["label"] for one in told["rivals"]} >= {"baselines/tome-toy-sd3 by hand"}
     assert (recipe.name, recipe.keep_dense.first_steps) == ("mine", 0)
