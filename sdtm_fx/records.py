@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,6 +11,20 @@ from pydantic import BaseModel, ValidationError
 from sdtm_fx.errors import SdtmFxError
 
 Record = TypeVar("Record", bound=BaseModel)
+
+
+def holds(path: Path, key: str) -> bool:
+    """Whether a file is a JSON object with a key at its top; of what is no readable JSON, it is not.
+
+    Args:
+        path: The file; whoever reads it next says what is wrong with it.
+        key: Tells one kind of measurements from the others.
+    """
+    try:
+        data = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(data, dict) and key in data
 
 
 def read_record(kind: type[Record], path: Path, accepted: str) -> Record:

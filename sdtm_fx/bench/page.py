@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from sdtm_fx.bench.compare import Contender
 from sdtm_fx.bench.report import CONTENDER_COLUMNS, contender_cells
-from sdtm_fx.records import read_record
+from sdtm_fx.records import holds, read_record
 
 
 class ComparisonData(BaseModel):
@@ -28,12 +27,8 @@ class ComparisonData(BaseModel):
 
 
 def holds_comparison(path: Path) -> bool:
-    """Whether a file is the record of a comparison; of what is no readable JSON, it is not."""
-    try:
-        data = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return False  # whoever reads it next says what is wrong
-    return isinstance(data, dict) and "compared" in data
+    """Whether a file is the record of a comparison."""
+    return holds(path, "compared")
 
 
 def read_comparison(path: Path) -> ComparisonData:

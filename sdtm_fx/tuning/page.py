@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from sdtm_fx.evaluate.interval import mean_interval, paired_differences
 from sdtm_fx.evaluate.page import Environment
-from sdtm_fx.records import read_record
+from sdtm_fx.records import holds, read_record
 from sdtm_fx.tuning.writing import UNITS, told
 
 
@@ -72,12 +71,8 @@ class TuningData(_Read):
 
 
 def holds_tuning(path: Path) -> bool:
-    """Whether a file is the record of a search; of what is no readable JSON, it is not."""
-    try:
-        data = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return False  # whoever reads it next says what is wrong
-    return isinstance(data, dict) and "rivals" in data
+    """Whether a file is the record of a search."""
+    return holds(path, "rivals")
 
 
 def read_tuning(path: Path) -> TuningData:
