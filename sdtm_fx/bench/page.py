@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from sdtm_fx.bench.compare import Contender
 from sdtm_fx.bench.report import CONTENDER_COLUMNS, contender_cells
+from sdtm_fx.markdown import table_lines
 from sdtm_fx.records import holds, read_record
 
 
@@ -60,11 +61,4 @@ def _lines(found: ComparisonData) -> Iterator[str]:
         f"time the median of {runs} and their spread. Theory is dense MACs over those of a call that makes its "
         "plans; efficiency is measured over theory.\n"
     )
-    yield _line(CONTENDER_COLUMNS)
-    yield _line(["---"] * len(CONTENDER_COLUMNS))
-    for contender in found.compared:
-        yield _line(contender_cells(contender))
-
-
-def _line(cells: tuple[str, ...] | list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+    yield from table_lines(CONTENDER_COLUMNS, map(contender_cells, found.compared))

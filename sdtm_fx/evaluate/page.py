@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sdtm_fx.evaluate.interval import Estimate
 from sdtm_fx.evaluate.report import FORMAT, as_text
+from sdtm_fx.markdown import table_lines
 from sdtm_fx.records import read_record
 
 
@@ -153,10 +154,7 @@ def _lines(found: EvaluationData) -> Iterator[str]:
     yield note + "\n"
     columns = ["row", "MACs", "speedup", "PSNR, dB", "SSIM"]
     columns += ["captions right", "FD real", "FD dense"] if judged else []
-    yield _line(columns)
-    yield _line(["---"] * len(columns))
-    for row in _ranked(found.rows):
-        yield _line(_cells(row, judged))
+    yield from table_lines(columns, (_cells(row, judged) for row in _ranked(found.rows)))
     if s.left_out:
         yield f"\n<details><summary>{len(s.left_out)} left out</summary>\n"
         yield from (f"- {row.label}: {row.reason}" for row in s.left_out)
@@ -188,7 +186,3 @@ def _cells(row: RowData, judged: bool) -> list[str]:
         distances = (row.frechet_real, row.frechet_dense)
         cells += ["" if distance is None else distance.text(1) for distance in distances]
     return cells
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

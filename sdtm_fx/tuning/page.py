@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from sdtm_fx.evaluate.interval import mean_interval, paired_differences
 from sdtm_fx.evaluate.page import Environment
+from sdtm_fx.markdown import table_lines
 from sdtm_fx.records import holds, read_record
 from sdtm_fx.tuning.writing import UNITS, told
 
@@ -103,14 +104,14 @@ def _lines(found: TuningData) -> Iterator[str]:
         f"{unit}, with 95 % intervals.\n"
     )
     columns = ("recipe", "kind", "speedup by MACs", unit, "tuned is ahead by")
-    yield from _table(columns, (_cells(one, found.tuned) for one in _ranked(found)))
+    yield from table_lines(columns, (_cells(one, found.tuned) for one in _ranked(found)))
     if found.left_out:
         yield ""
         yield from (f"Not compared: {reason}" for reason in found.left_out)
     if found.sensitivities:
         yield "\n<details><summary>What computing a part whole gives, at the best starting point</summary>\n"
         rows = ((s.part, f"{s.gain:+.2f}", f"{s.share:.2%}", f"{s.rate:+.3f}") for s in found.sensitivities)
-        yield from _table(("part", f"{unit} gained", "of dense MACs", f"{unit} for each percent"), rows)
+        yield from table_lines(("part", f"{unit} gained", "of dense MACs", f"{unit} for each percent"), rows)
         yield "\n</details>"
     yield "\n<details><summary>The recipe</summary>\n"
     yield f"```yaml\n{found.written.rstrip()}\n```\n\n</details>"
@@ -124,8 +125,3 @@ def _ranked(found: TuningData) -> list[FinalistData]:
 def _cells(one: FinalistData, tuned: FinalistData) -> Sequence[str]:
     ahead = "" if one is tuned else told(mean_interval(paired_differences(tuned.values, one.values)))
     return one.label, one.family, f"{one.speedup:.2f}x", told(mean_interval(one.values)), ahead
-
-
-def _table(columns: Sequence[str], rows: Iterator[Sequence[str]]) -> Iterator[str]:
-    for cells in (columns, ["---"] * len(columns), *rows):
-        yield "| " + " | ".join(cells) + " |"
