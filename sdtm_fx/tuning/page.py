@@ -107,7 +107,7 @@ def _lines(found: TuningData) -> Iterator[str]:
     yield from table_lines(columns, (_cells(one, found.tuned) for one in _ranked(found)))
     if found.left_out:
         yield ""
-        yield from (f"Not compared: {reason}" for reason in found.left_out)
+        yield from (f"- Not compared: {reason}" for reason in found.left_out)
     if found.sensitivities:
         yield "\n<details><summary>What computing a part whole gives, at the best starting point</summary>\n"
         rows = ((s.part, f"{s.gain:+.2f}", f"{s.share:.2%}", f"{s.rate:+.3f}") for s in found.sensitivities)
