@@ -60,6 +60,10 @@ def open_subject(model: str, config: Path | None = None) -> Subject:
         return _from_file(_config_in(path), None)
     if path.is_file() and config is None:
         return _from_file(path, None)
+    if (path.suffix == ".json" or len(path.parts) > 1) and not path.exists():
+        raise InspectionError(
+            f"{model}: found no such file or folder; accepted: a config.json or a checkpoint folder"
+        )
     kind = model_class(model)
     if config is not None:
         return _from_file(config, kind)

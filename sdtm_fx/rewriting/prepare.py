@@ -123,15 +123,11 @@ def _measure(recipe: Recipe, cost: CostModel, block: MeasuredBlock, stage: int) 
             f"{show_grid(cost.grid)} (downsample {level}): {error}"
         ) from error
     except RuntimeError as error:
-        if place is None:
-            raise SiteError(
-                f"{block.path} does not run on fewer image tokens in the sites of stage {recipe.stages[stage].name!r}: "
-                f"{error} (where attention is given rotary tables, name their argument with `rotary`)"
-            ) from error
-        span = recipe.spans[place.span_index]
+        stage_name = recipe.stages[stage].name
+        where = f"stage {stage_name!r}" if place is None else f"span {recipe.spans[place.span_index].id!r}"
         raise SiteError(
-            f"span {span.id!r}: {block.path} does not run on fewer image tokens: {error} (where its attention is "
-            "given rotary tables, name their argument with `rotary`)"
+            f"{where}: {block.path} does not run on fewer image tokens: {error} (where attention is given rotary "
+            "tables, name their argument with `rotary`)"
         ) from error
 
 

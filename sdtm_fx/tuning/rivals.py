@@ -33,7 +33,7 @@ class Rival:
 def rivals_at(
     speedup: float, recipes: Sequence[Recipe], pipeline: Any, size: CallSize
 ) -> tuple[list[Rival], list[str]]:
-    """Bring recipes to a budget: all ratios by one factor where something merges, else the distance of dense steps.
+    """Bring recipes to a budget: all ratios by one factor, or else by how far apart their dense steps lie.
 
     Args:
         speedup: Dense over total MACs that is wanted.
@@ -50,15 +50,26 @@ def rivals_at(
     found: list[Rival] = []
     left_out: list[str] = []
     for recipe in recipes:
-        family = _family(recipe)
-        knob: Knob = "interval" if family == "caching" else "ratio"
-        try:
-            match = solve(recipe, measure_costs(recipe, pipeline, size), knob=knob, speedup=speedup)
-        except BudgetError as error:
-            left_out.append(str(error))
+        costs = measure_costs(recipe, pipeline, size)
+        reasons: list[str] = []
+        for knob in _knobs(recipe):
+            try:
+                match = solve(recipe, costs, knob=knob, speedup=speedup)
+            except BudgetError as error:
+                reasons.append(str(error))
+            else:
+                found.append(Rival(f"{recipe.name} by hand", _family(recipe), match.recipe, match.speedup))
+                break
         else:
-            found.append(Rival(f"{recipe.name} by hand", family, match.recipe, match.speedup))
+            left_out.append("; ".join(reasons))
     return found, left_out
+
+
+def _knobs(recipe: Recipe) -> tuple[Knob, ...]:
+    """What may be turned, first what keeps more of the recipe."""
+    if _family(recipe) == "caching":
+        return ("interval",)
+    return ("ratio",) if recipe.reuse is None else ("ratio", "interval")
 
 
 def _family(recipe: Recipe) -> str:

@@ -130,6 +130,7 @@ def tune(
         width=goal.width,
         guidance_scale=goal.guidance,
     )
+    rivals, left_out = rivals_at(goal.speedup, [*bases, *against], pipeline, size)
     pricing = Pricing(bases, pipeline, size, goal.speedup, goal.name)
     starts = starting_points(pricing)
     if not starts:
@@ -137,7 +138,6 @@ def tune(
             f"tune: nothing reaches {goal.speedup:g}x at {goal.steps} steps on a {show_grid(size.grid)} grid, "
             "not even with one dense step; accepted: a lower speedup, or more steps"
         )
-    rivals, left_out = rivals_at(goal.speedup, [*bases, *against], pipeline, size)
     ruler = Ruler(source, _sampling(source, goal), goal.quality, goal.threads)
     searched, chosen, held = goal.parts
     with measuring(ruler, goal.processes, pipeline) as measure:

@@ -186,7 +186,7 @@ def test_shipped_recipes_hold_on_the_models_that_they_are_for(name: str, says: s
         (
             CogView4Transformer2DModel,
             {"stages.all.sites": ["attn"]},
-            "transformer_blocks.0 does not run on fewer image tokens in the sites of stage 'all': .* name their "
+            "stage 'all': transformer_blocks.0 does not run on fewer image tokens: .* name their "
             "argument with `rotary`",
         ),
     ],

@@ -38,7 +38,7 @@ def test_configs_that_cannot_be_built_in_part(tmp_path: Path) -> None:
     flat = write_config(tmp_path, {"_class_name": "PriorTransformer", "embedding_dim": 8}, "flat.json")
     with pytest.raises(RewriteError, match=r"flat\.json: no field counts blocks .* it has embedding_dim"):
         own_model(flat)
-    with pytest.raises(InspectionError, match="no model class of diffusers"):
+    with pytest.raises(InspectionError, match="found no such file or folder; accepted"):
         own_model(tmp_path / "nothing.json")
 
 

@@ -28,3 +28,15 @@ def test_what_cannot_come_near_it_says_why(pricing: Pricing) -> None:
     assert not found
     assert len(left_out) == 1
     assert "knob 'ratio': found a budget of 5x; accepted" in left_out[0]
+
+
+def test_where_ratios_cannot_reach_it_dense_steps_move_apart(pricing: Pricing) -> None:
+    """What lives on stored values, as token caches do, merges little and gains by fewer dense steps."""
+    stored = one_stage().override(
+        {"name": "stored", "keep_dense.every_steps": 2, "reuse": {"order": 0}, "ratio": {"curve": "full"}}
+    )
+    found, left_out = rivals_at(1.5, [stored], pricing.target, pricing.size)
+    assert not left_out
+    assert found[0].recipe.ratio == stored.ratio
+    assert found[0].recipe.keep_dense.every_steps != stored.keep_dense.every_steps
+    assert found[0].speedup == pytest.approx(1.5, rel=0.1)
