@@ -109,7 +109,8 @@ def tune(
     for reason in found.left_out:
         console.print(f"not compared: {reason}", highlight=False, soft_wrap=True)
     console.print(
-        f"recipe: {out}; {len(found.trials)} trials in {found.seconds / 60:.1f} min",
+        f"recipe: {out}; {len(found.trials)} trials, chosen after {found.chosen_after / 60:.1f} min, compared after "
+        f"{found.seconds / 60:.1f} min",
         highlight=False,
         soft_wrap=True,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 
 import torch
@@ -38,8 +39,12 @@ def plan_macs(method: Method, grid: TokenGrid, text: int, width: int, remove: in
     return plan_cost(method, grid, text, width, remove).made
 
 
+@functools.lru_cache(maxsize=4096)
 def plan_cost(method: Method, grid: TokenGrid, text: int, width: int, remove: int) -> PlanCost:
-    """What one plan costs; `width` is that of the tokens compared."""
+    """What one plan costs; `width` is that of the tokens compared.
+
+    Remembered, since schedules of many recipes ask for the same few counts, and each answer is a plan made on meta.
+    """
     if remove <= 0 or not method.merges:
         return PlanCost(Macs(), Macs(), 0)
     # A continuous curve asks for counts between those that the method can remove; the search costs the same.

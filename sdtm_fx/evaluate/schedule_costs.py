@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from sdtm_fx.explaining.explain import explain
 from sdtm_fx.phase import Phase, Schedule
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewrite import rewritten
+from sdtm_fx.rewriting.programs import stores_enough
 from sdtm_fx.rewriting.rewriting import rewriting_of
 from sdtm_fx.runtime.grid import GridReader
 from sdtm_fx.runtime.refreshes import Suffices, add_refreshes
@@ -46,6 +47,17 @@ class Costs:
     )
     _answers: dict[tuple[int, int, int, bool, bool], float] = field(default_factory=dict, repr=False)
     _speedups: dict[str, float] = field(default_factory=dict, repr=False)
+
+    def without(self, blocks: Collection[int]) -> Costs:
+        """The same with some blocks left whole in every step, as `keep_dense.layers` has it.
+
+        Args:
+            blocks: Their numbers in the order in which the model runs them.
+        """
+        rewritten = tuple(block for block in self.model.blocks if block.index not in blocks)
+        programs = {id(block.program): block.program for block in rewritten}
+        suffices = functools.partial(stores_enough, self.model.recipe, tuple(programs.values()))
+        return Costs(replace(self.model, blocks=rewritten), suffices, self.dense, self.size)
 
     def schedule(self, recipe: Recipe) -> Schedule:
         """The schedule that a generation with a recipe would follow.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -121,11 +121,21 @@ class ProgramCache:
 
     def refreshes(self, served: int, stage: int) -> bool:
         """Whether a dense step that stores features for one stage stores all that another stage reads."""
-        stored, read = dense_variant(self.recipe, served), Variant(stage=stage)
-        nothing: frozenset[str] = frozenset()
-        return all(
-            p.features.get(read, nothing) <= p.features.get(stored, nothing) for p in self.programs.values()
-        )
+        return stores_enough(self.recipe, self.programs.values(), served, stage)
+
+
+def stores_enough(recipe: Recipe, programs: Iterable[Program], served: int, stage: int) -> bool:
+    """Whether a dense step that stores features for one stage stores all that another stage reads.
+
+    Args:
+        recipe: The recipe of the programs.
+        programs: What runs.
+        served: The stage that the dense step stores for.
+        stage: The stage that reads.
+    """
+    stored, read = dense_variant(recipe, served), Variant(stage=stage)
+    nothing: frozenset[str] = frozenset()
+    return all(p.features.get(read, nothing) <= p.features.get(stored, nothing) for p in programs)
 
 
 def variants_of(recipe: Recipe) -> tuple[Variant, ...]:

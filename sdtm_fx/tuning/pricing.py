@@ -45,17 +45,15 @@ class Pricing:
         Raises:
             ScheduleError: A fraction is out of a method's reach on this grid.
         """
-        recipe = self.recipe(setting)
-        kind = (
-            setting.base,
-            tuple(fraction == 1 for fraction in setting.removed),
-            setting.sites,
-            setting.whole,
-            setting.order is None,
-        )
-        if kind not in self._costs:
-            self._costs[kind] = measure_costs(recipe, self.target, self.size)
-        return self._costs[kind].speedup(recipe)
+        skips = tuple(fraction == 1 for fraction in setting.removed)
+        kind = (setting.base, skips, setting.sites, setting.order is None)
+        key, every_block = (*kind, setting.whole), (*kind, ())
+        if every_block not in self._costs:
+            measured = self.recipe(replace(setting, whole=()))
+            self._costs[every_block] = measure_costs(measured, self.target, self.size)
+        if key not in self._costs:  # rewriting the model again would tell the same
+            self._costs[key] = self._costs[every_block].without(setting.whole)
+        return self._costs[key].speedup(self.recipe(setting))
 
     def block_groups(self, number: int) -> tuple[tuple[int, ...], ...]:
         """Divide the blocks that have sites, by number, into groups of consecutive ones, as equal as can be.

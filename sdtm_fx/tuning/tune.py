@@ -76,6 +76,7 @@ class Tuned:
         left_out: Why recipes that were written by hand are not among the rivals.
         trials: All that was tried, in order.
         sensitivities: Of the parts of the best starting point, the highest first.
+        chosen_after: Seconds until the tuned recipe was chosen.
         seconds: How long it took, the last comparison included.
     """
 
@@ -86,6 +87,7 @@ class Tuned:
     left_out: tuple[str, ...]
     trials: tuple[Trial, ...]
     sensitivities: tuple[Sensitivity, ...]
+    chosen_after: float
     seconds: float
 
 
@@ -154,6 +156,7 @@ def tune(
         )
         search.run(starts, CLIMBS)
         winners = _choose(search, starts, lambda recipes: measure(recipes, chosen))
+        chosen_after = time.monotonic() - started
         contenders = [
             *(Rival(label, t.family, pricing.recipe(t.setting), t.speedup) for label, t in winners.items()),
             *rivals,
@@ -165,7 +168,7 @@ def tune(
     ]
     return Tuned(
         goal, finalists[0], winners[TUNED].setting, tuple(finalists[1:]), tuple(left_out),
-        tuple(search.trials), tuple(search.sensitivities), time.monotonic() - started,
+        tuple(search.trials), tuple(search.sensitivities), chosen_after, time.monotonic() - started,
     )  # fmt: skip
 
 

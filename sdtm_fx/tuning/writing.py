@@ -102,6 +102,7 @@ def as_data(found: Tuned, *, model: str, command: str, written: str) -> dict[str
         "model": model,
         "command": command,
         "written": written,
+        "chosen_after": found.chosen_after,
         "seconds": found.seconds,
         "tried": len(found.trials),
         "tuned": finalist(found.tuned),

@@ -23,6 +23,7 @@ DATA: dict[str, Any] = {
     "command": "sdtm-fx tune --speedup 1.5",
     "model": "toy-sd3",
     "written": "version: 1\nname: mine\n",
+    "chosen_after": 300.0,
     "seconds": 600.0,
     "tried": 200,
     "tuned": {"label": "tuned", "family": "mixed", "speedup": 1.5, "held_out": [30.0, 32.0]},
@@ -48,7 +49,9 @@ def test_a_section_ranks_rivals_and_shows_the_recipe(tmp_path: Path) -> None:
     page = tuning_section(read_tuning(path))
     assert page.startswith("## toy-sd3, 8 steps, 1.5x\n")
     assert "commit abc, a processor" in page
-    assert "200 trials on 4 images in 10 minutes" in page
+    assert (
+        "200 trials on 4 images; the best was chosen after 5 minutes, the comparison done after 10." in page
+    )
     rows = [line for line in page.splitlines() if "x | " in line]
     assert [row.split(" | ")[0] for row in rows] == ["| tuned", "| better", "| worse"]
     assert rows[1].endswith("| 1.50 [1.00, 2.00] |"), "image by image"
