@@ -18,6 +18,10 @@ class CaptureError(SdtmFxError):
     """A block or model could not be turned into a graph."""
 
 
+class HostReadError(CaptureError):
+    """A forward reads a value of a tensor on the host, which a trace does not know."""
+
+
 class SiteError(SdtmFxError):
     """A site was found but is not what the recipe says it is."""
 

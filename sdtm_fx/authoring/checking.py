@@ -21,6 +21,7 @@ from sdtm_fx.authoring.running import (
     worst_difference,
 )
 from sdtm_fx.capture.example import ExampleSize, example_call, example_size
+from sdtm_fx.capture.whole_numbers import shapes_alone
 from sdtm_fx.errors import InspectionError, RewriteError, SdtmFxError
 from sdtm_fx.grids import coarser, tokens_on
 from sdtm_fx.inspecting.building import LIMIT, build_on_meta, fill, small_configs
@@ -91,7 +92,7 @@ def _copy(recipe: Recipe, subject: Subject, layers: int) -> _Copy:
     for config, said in small_configs(subject, layers):
         model = build_on_meta(subject, config)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), shapes_alone():
                 model(**example_call(model, recipe, size))
         except RewriteError:
             raise  # the recipe names a size that no config has

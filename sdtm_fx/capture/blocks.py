@@ -16,7 +16,8 @@ from sdtm_fx.capture.hooked import hooks_bypassed
 from sdtm_fx.capture.kept import attributes_kept
 from sdtm_fx.capture.stand_ins import weights_in_place
 from sdtm_fx.capture.tracer import BlockTracer, Capture
-from sdtm_fx.errors import CaptureError
+from sdtm_fx.capture.whole_numbers import shapes_alone
+from sdtm_fx.errors import CaptureError, HostReadError
 
 
 class ExampleLeaves(list[Leaf]):
@@ -73,10 +74,10 @@ def capture_outer(
         example: Makes the keyword arguments of one call; runs under the fake mode.
 
     Raises:
+        HostReadError: The forward reads a value that is not known.
         CaptureError: The forward cannot be traced, or a block is called never or more than once.
     """
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with torch.no_grad(), hooks_bypassed(model), mode:
+    with torch.no_grad(), hooks_bypassed(model), shapes_alone() as mode:
         signature = Signature.of(type(model).forward)
         arguments = signature.bind((), example())
         key, leaves = flatten(arguments)
@@ -88,7 +89,10 @@ def capture_outer(
                 outer = tracer.capture(model, key, leaves)
         except CaptureError as error:
             if isinstance(error.__cause__, DataDependentOutputException):
-                raise CaptureError(f"{error}: the forward reads a value of a tensor on the host") from error
+                raise HostReadError(
+                    f"{error}: the forward reads a value of a tensor on the host (`read: true` in the recipe's "
+                    "`inputs` makes those of a mask known)"
+                ) from error
             raise
     wanted = set(block_paths)
     calls = []

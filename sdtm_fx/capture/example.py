@@ -11,6 +11,7 @@ import diffusers
 import torch
 from packaging.version import Version
 
+from sdtm_fx.capture.whole_numbers import whole_ones
 from sdtm_fx.errors import RewriteError, nearest
 from sdtm_fx.grids import TokenGrid, tokens_on
 from sdtm_fx.recipe.schema import Recipe
@@ -170,6 +171,8 @@ def _rectangle(tokens: int) -> tuple[int, int]:
 def _fill(
     recipe: Recipe, spec: InputSpec, shape: tuple[int, ...], size: ExampleSize, like: torch.Tensor
 ) -> torch.Tensor:
+    if spec.read:
+        return whole_ones(shape, like.device)
     if spec.fill == "zeros":
         return torch.zeros(shape, dtype=like.dtype, device=like.device)
     if spec.fill == "labels":

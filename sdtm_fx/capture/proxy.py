@@ -93,6 +93,12 @@ class ValueProxy(fx.Proxy):
     def __float__(self) -> float:
         return float(self.tracer.guard(self, float))
 
+    def __hash__(self) -> int:
+        """A number in a set, or as a key, is as the example says, and a guard; anything else is itself alone."""
+        if isinstance(self.value, int | float):
+            return hash(self.tracer.guard(self, type(self.value)))
+        return super().__hash__()
+
     def __format__(self, form: str) -> str:
         """A number in text (the key of a module, ``f"{patch_size}"``) is as the example says, and a guard."""
         if isinstance(self.value, int | float):

@@ -11,6 +11,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -34,6 +35,24 @@ def counting_bar(
     with _progress(console, transient) as progress:
         task = progress.add_task(name, total=total)
         yield lambda count: progress.advance(task, count)
+
+
+@contextmanager
+def counting_bars(console: Console | None = None) -> Iterator[Callable[[str, int], None]]:
+    """A bar for everything that is counted, made when it is first; what it yields takes a name and a total.
+
+    Args:
+        console: Where to draw them.
+    """
+    with _progress(console) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def count(name: str, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = progress.add_task(name, total=total)
+            progress.advance(tasks[name])
+
+        yield count
 
 
 @contextmanager

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 import typer
 
 _MODELS = (
-    "auraflow, chroma, dit-xl-2, flux.1-dev, flux.1-kontext, flux.1-schnell, flux.2, hunyuan-dit, pixart-alpha, "
-    "pixart-alpha-512, pixart-sigma, sana, sd3-medium, sd3.5-large, sd3.5-large-turbo, sd3.5-medium, z-image"
+    "auraflow, chroma, dit-xl-2, flux.1-dev, flux.1-kontext, flux.1-schnell, flux.2, hunyuan-dit, lumina-2, "
+    "pixart-alpha, pixart-alpha-512, pixart-sigma, sana, sd3-medium, sd3.5-large, sd3.5-large-turbo, sd3.5-medium, "
+    "z-image"
 )
 
 

@@ -62,7 +62,7 @@ def tune(
 
     from rich.console import Console
 
-    from sdtm_fx.cli.bars import counting_bar
+    from sdtm_fx.cli.bars import counting_bars
     from sdtm_fx.errors import SdtmFxError, nearest
     from sdtm_fx.evaluate.models import ModelSource
     from sdtm_fx.evaluate.report import to_json
@@ -88,10 +88,11 @@ def tune(
         minutes=minutes, processes=processes, threads=threads, seed=seed, prompts=prompts,
     )  # fmt: skip
     console = Console()
-    with counting_bar("trials", trials, console=console) as advance:
+    with counting_bars(console) as count:
         found = search(
-            source, bases, goal, against=others,
-            on_trial=lambda trial, best: advance(1), on_sensitivity=lambda sensitivity: advance(1),
+            source, bases, goal, against=others, on_glance=lambda start, of: count("starting points", of),
+            on_trial=lambda trial, best: count("trials", trials),
+            on_sensitivity=lambda sensitivity: count("trials", trials),
         )  # fmt: skip
     chosen_name, base = named[found.setting.base], bases[found.setting.base]
     loose = source.is_toy and any(site.expect is not None for site in base.sites)

@@ -12,6 +12,7 @@ from sdtm_fx.capture.arguments import flatten
 from sdtm_fx.capture.blocks import BlockCall, capture_outer
 from sdtm_fx.compiling.features import FeatureLayout
 from sdtm_fx.compiling.phases import PhaseKey, one_phase, own_code
+from sdtm_fx.errors import CaptureError, HostReadError
 from sdtm_fx.rewriting.rewriting import Rewriting
 
 
@@ -86,7 +87,13 @@ class WholeExecutor:
         key = (structure, tuple(_size(leaf) for leaf in leaves))
         if key not in self.calls:
             fakes = lambda: torch.utils._pytree.tree_map_only(torch.Tensor, torch.empty_like, arguments)  # noqa: E731
-            self.calls[key] = capture_outer(model, rewriting.bindings, fakes).calls
+            try:
+                self.calls[key] = capture_outer(model, rewriting.bindings, fakes).calls
+            except HostReadError as error:
+                raise CaptureError(
+                    f"{type(model).__name__}.forward reads a value of a tensor on the host, so it does not compile as "
+                    "a whole, rewritten or not; accepted: sdtm_fx.compile(target, regional=True)"
+                ) from error
         return self.calls[key]
 
 

@@ -40,16 +40,6 @@ _COSTS = (
 _MODELS = ("recipe", "class", "published as", "blocks", "sites", "steps", "text", "halves")
 
 
-ABSENT = (
-    (
-        "Lumina-Image 2.0",
-        "its forward reads the lengths of prompts on the host, so it cannot be traced without values; and in a batch "
-        "the image of each sample stands behind its own prompt, where recipes take one place for all",
-    ),
-)
-"""Models without a recipe, and why."""
-
-
 @dataclass(frozen=True)
 class ModelRow:
     """One recipe on its model.
@@ -109,10 +99,6 @@ def models_page(names: Sequence[str]) -> str:
             "## What a step costs",
             "",
             *_table(_COSTS, (cells for row in rows for cells in _cost_cells(row))),
-            "",
-            "## What is not there",
-            "",
-            *_table(("what", "why"), iter(ABSENT)),
             "",
         ]
     )

@@ -9,7 +9,7 @@ from sdtm_fx.grids import show_grid
 from sdtm_fx.methods import Method
 from sdtm_fx.recipe.problems import Problem, misfit
 from sdtm_fx.recipe.sections import REST
-from sdtm_fx.recipe.tokens import LatentGrid, ShapesGrid, ShapesInput
+from sdtm_fx.recipe.tokens import InputSpec, LatentGrid, ShapesGrid, ShapesInput
 
 if TYPE_CHECKING:
     from sdtm_fx.recipe.schema import Recipe
@@ -54,6 +54,12 @@ def _check_grid(recipe: Recipe) -> Iterator[Problem]:
                 ("inputs", name, "fill"),
                 "'grid_shapes' for an argument that the grid is not read from",
                 "the argument that `tokens.grid` names as `shapes`",
+            )
+        if isinstance(spec, InputSpec) and spec.read and spec.fill != "ones":
+            yield misfit(
+                ("inputs", name, "read"),
+                f"true beside {'no fill' if spec.fill is None else f'fill {spec.fill!r}'}",
+                "fill: ones",
             )
 
 

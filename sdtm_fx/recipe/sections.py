@@ -52,6 +52,9 @@ class SiteSpec(Part):
     call: Count | None = None
     """Which call of the module is meant where its block calls it several times, from 0; the others stay as they are.
     Absent: it is called once."""
+    without: Text | None = None
+    """Argument of the block that is None wherever image tokens stand where this site says; a call that gives it is
+    refused. Absent: none."""
     expect: Positive | None = None
     """Exact number of modules that match; absent: at least one."""
 

@@ -198,6 +198,9 @@ class InputSpec(Part):
     is one tensor."""
     fill: Literal["zeros", "ones", "grid_ids", "labels"] | None = None
     """What the tensor holds; absent: small random numbers. ``labels`` are whole numbers: classes, styles."""
+    read: bool = False
+    """Whether the model reads its values on the host, as it does with a mask to tell lengths of prompts: it then holds
+    whole numbers, `fill` says ``ones``, and a trace knows them."""
     when: Text | None = None
     """Attribute of the model's config that must be true for the argument to be passed."""
     before: Version | None = None

@@ -70,6 +70,10 @@ def open_attention(call: fx.Node, module: torch.nn.Module, slot: int | str, wher
     operation = operations[0]
     tokens = signature.names[slot] if isinstance(slot, int) else slot
     key = _operand(operation, 1, "key")
+    # Self-attention may be given its tokens twice, for queries and for keys.
+    same = [name for name, value in bound.items() if value is bound[tokens]]
+    entries = [n for n in capture.graph.nodes if n.op == "placeholder" and n.target in same]
+    own = next(n for n in entries if n.target == tokens)
     return AttentionGraph(
         graph=capture.graph,
         module=module,
@@ -79,7 +83,7 @@ def open_attention(call: fx.Node, module: torch.nn.Module, slot: int | str, wher
         key=key,
         value=_operand(operation, 2, "value"),
         sequence=1 if operation.target is dispatch_attention_fn else key.meta["val"].ndim - 2,
-        entry=next(n for n in capture.graph.nodes if n.op == "placeholder" and n.target == tokens),
+        entry=next((entry for entry in (own, *entries) if carries(key, entry)), own),
     )
 
 

@@ -102,6 +102,11 @@ class BlockWork:
             return self.sites[spec.id]
         return locate(self.graph, self.block, spec, place.local, place.path)
 
+    @property
+    def given(self) -> dict[str, fx.Node]:
+        """The arguments that the block is given, by name; those that are None are not."""
+        return {str(n.target): n for n in self.graph.nodes if n.op == "placeholder" and n is not self.context}
+
     def argument(self, name: str, key: str, whose: str) -> fx.Node:
         """The argument of the block that a key of a site or span names.
 
@@ -113,9 +118,7 @@ class BlockWork:
         Raises:
             SiteError: The block is given no such argument.
         """
-        given = {
-            str(n.target): n for n in self.graph.nodes if n.op == "placeholder" and n is not self.context
-        }
+        given = self.given
         if name not in given:
             raise SiteError(
                 f"{whose}: {type(self.block).__name__} is given no argument {name!r} for `{key}`; it is given "

@@ -68,7 +68,7 @@ class Goal:
 
     @property
     def parts(self) -> tuple[range, range, range]:
-        """Images of the search, images that choose, and held-out ones; whole batches but for the last of each."""
+        """Images of the search, images that choose, and held-out ones; each part begins with a batch."""
         parts, first = [], 0
         for count in (self.images, self.chosen, self.held_out):
             parts.append(range(first, first + count))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
@@ -62,30 +63,30 @@ class Workshop:
         self._dense = Store(self._identity)
 
     def quality(self, recipe: Recipe, images: range) -> tuple[float, ...]:
-        """The quality of a recipe, image by image; whole batches are drawn.
+        """The quality of a recipe, image by image; nothing else is drawn, in batches that begin with the first.
 
         Raises:
             SdtmFxError: What drawing raises.
         """
-        ruler, sampling = self._ruler, self._ruler.sampling
-        batches = [b for b in sampling.batches if b.start < images.stop and b.stop > images.start]
+        part = _part(self._ruler.sampling, images)
         row, store = Row(recipe.name, "tried", recipe), Store(self._identity)
-        with threads(ruler.threads):
-            draw(self._pipeline, [], sampling, self._dense, batches=batches)
-            for batch in batches:
-                key = store.key(None, sampling, batch)
+        with threads(self._ruler.threads):
+            draw(self._pipeline, [], part, self._dense)
+            for batch in part.batches:
+                key = store.key(None, part, batch)
                 store.put(key, self._dense.get(key))
-            draw(self._pipeline, [row], sampling, store, batches=batches)
-            pairs = [
-                (
-                    store.get(store.key(row, sampling, b)).images,
-                    store.get(store.key(None, sampling, b)).images,
-                )
-                for b in batches
-            ]
-            found = [value for drawn, dense in pairs for value in _MEASURES[ruler.quality](drawn, dense)]
-        first = batches[0].start
-        return tuple(found[number - first] for number in images)
+            draw(self._pipeline, [row], part, store)
+            found: list[float] = []
+            for batch in part.batches:
+                drawn, dense = (store.get(store.key(which, part, batch)) for which in (row, None))
+                found += _MEASURES[self._ruler.quality](drawn.images, dense.images)
+        return tuple(found)
+
+
+def _part(sampling: Sampling, images: range) -> Sampling:
+    """The sampling of some of the images alone."""
+    seeds, prompts = sampling.seeds[images.start : images.stop], sampling.prompts[images.start : images.stop]
+    return dataclasses.replace(sampling, seeds=seeds, prompts=prompts, paired=len(seeds), judged=0)
 
 
 @contextlib.contextmanager

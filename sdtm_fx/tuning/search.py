@@ -18,6 +18,13 @@ Judging = Callable[[Sequence[Recipe]], Sequence[Sequence[float]]]
 """Quality of several recipes on the images of the search, image by image."""
 
 
+SIFTED = 4
+"""One starting point in so many is tried on all images of the search, if they are glanced at first."""
+
+OF_EACH_FAMILY = 3
+"""Starting points of a family that are tried, however they look."""
+
+
 @dataclass(frozen=True)
 class Trial:
     """A setting that was tried.
@@ -47,10 +54,12 @@ class Search:
     Attributes:
         pricing: The budget and what settings cost.
         judge: Draws and measures.
+        glance: The same on fewer images, which starting points are sifted by; None where there are no fewer.
         most: Trials that may be made; a sensitivity takes as long as one, and counts as one.
         together: Trials that are made at a time.
         groups: Blocks that are computed whole or not together.
         seed: Of the order in which neighbours are tried.
+        on_glance: Called after every starting point that was glanced at, with their number.
         on_trial: Called after every trial.
         on_sensitivity: Called after every part whose sensitivity was measured.
         out_of_time: Says whether to stop early.
@@ -64,6 +73,8 @@ class Search:
     together: int = 1
     groups: Sequence[tuple[int, ...]] = ()
     seed: int = 0
+    glance: Judging | None = None
+    on_glance: Callable[[Start, int], None] = lambda start, of: None
     on_trial: Callable[[Trial], None] = lambda trial: None
     on_sensitivity: Callable[[Sensitivity], None] = lambda sensitivity: None
     out_of_time: Callable[[], bool] = lambda: False
@@ -75,13 +86,13 @@ class Search:
         self._seen: set[Setting] = set()
 
     def run(self, starts: Sequence[Start], climbs: int) -> None:
-        """Try all starting points, then the best one with sensitive parts whole; then climb from the best, in turn.
+        """Try what looks best of the starting points, then the best of them with sensitive parts whole; then climb.
 
         Args:
             starts: Where to start.
             climbs: From how many of them.
         """
-        self._try([start.setting for start in starts])
+        self._try([start.setting for start in self._sifted(starts)])
         self._relieve()
         tops = self.best(climbs)
         paths = [_Climb(trial, self._around(trial, number)) for number, trial in enumerate(tops)]
@@ -99,6 +110,25 @@ class Search:
         """The best trials, of a family or of all; of equal ones the first."""
         of = [trial for trial in self.trials if family in (None, trial.family)]
         return sorted(of, key=lambda trial: -trial.mean)[:count]
+
+    def _sifted(self, starts: Sequence[Start]) -> list[Start]:
+        """The best part of the starting points, and the best few of every family, in their order."""
+        if self.glance is None:
+            return [*starts]
+        marks: dict[Setting, float] = {}
+        for first in range(0, len(starts), self.together):
+            if self.out_of_time():
+                break
+            group = starts[first : first + self.together]
+            seen = self.glance([self.pricing.recipe(start.setting) for start in group])
+            for start, quality in zip(group, seen, strict=True):
+                marks[start.setting] = statistics.fmean(quality)
+                self.on_glance(start, len(starts))
+        ranked = sorted((s for s in starts if s.setting in marks), key=lambda start: -marks[start.setting])
+        kept = {start.setting for start in ranked[: -(-len(starts) // SIFTED)]}
+        for family in {start.family for start in ranked}:
+            kept |= {s.setting for s in [s for s in ranked if s.family == family][:OF_EACH_FAMILY]}
+        return [start for start in starts if start.setting in kept]
 
     def _relieve(self) -> None:
         """Measure what every part of the best trial gives, if that leaves as many trials again for using it."""

@@ -32,6 +32,9 @@ TOGETHER = 4
 CLIMBS = 3
 """Starting points that are climbed from."""
 
+GLANCED = 1
+"""Images that starting points are sifted by."""
+
 TUNED = "tuned"
 """What the recipe that was found is called in tables."""
 
@@ -97,13 +100,15 @@ def tune(
     goal: Goal,
     *,
     against: Sequence[Recipe] = (),
+    on_glance: Callable[[Start, int], None] = lambda start, of: None,
     on_trial: Callable[[Trial, float], None] = lambda trial, best: None,
     on_sensitivity: Callable[[Sensitivity], None] = lambda sensitivity: None,
 ) -> Tuned:
     """Search for the recipe of best quality that costs no more than a budget.
 
     Starting points of all families (step caches, merging with and without forecasts, mixes) are brought to the budget
-    by the cost model and drawn. The best of them is drawn again with every site of a stage, and every group of blocks,
+    by the cost model and drawn once; the best quarter, and the best few of every family, are drawn on all images of the
+    search. The best of them is drawn again with every site of a stage, and every group of blocks,
     computed whole; what gives most for its MACs is then left whole and paid for elsewhere. From the best of all that a
     climb changes one thing at a time: where dense steps lie, the fraction of each stage, its sites, stage boundaries,
     the forecast, how long plans serve, and blocks that stay whole. The best trials, and the best starting points of
@@ -115,6 +120,7 @@ def tune(
         recipes: Sites, and the methods of stages, that are searched; ratios of theirs are not. One at least.
         goal: Budget, size and effort.
         against: More recipes to compare with on held-out images, brought to the budget as `recipes` are.
+        on_glance: Called after each starting point that was drawn once, with their number.
         on_trial: Called after each trial, with the best quality so far.
         on_sensitivity: Called after each part whose sensitivity was measured.
 
@@ -150,6 +156,10 @@ def tune(
             together=TOGETHER,
             groups=pricing.block_groups(goal.layer_groups),
             seed=goal.seed,
+            glance=(lambda recipes: measure(recipes, searched[:GLANCED]))
+            if len(searched) > GLANCED
+            else None,
+            on_glance=on_glance,
             on_trial=lambda trial: on_trial(trial, max(t.mean for t in search.trials)),
             on_sensitivity=on_sensitivity,
             out_of_time=lambda: goal.minutes is not None and time.monotonic() - started > goal.minutes * 60,

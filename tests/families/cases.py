@@ -35,6 +35,7 @@ class FamilyCase:
         beside: How many tokens stand beside image and references where blocks run on one sequence, from the number of
             image tokens and that of text tokens.
         references: Tokens of reference images in every call here.
+        whole: Whether the model compiles in one graph where nothing is rewritten.
         sites: What both stages merge; None for what the recipe says.
         changes: What else its recipe says here.
     """
@@ -48,6 +49,7 @@ class FamilyCase:
     text: int = 5
     beside: Callable[[int, int], int] = field(default=lambda image, text: text, repr=False)
     references: int = 0
+    whole: bool = True
     sites: tuple[str, ...] | None = None
     changes: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
@@ -60,6 +62,7 @@ class FamilyCase:
             "flux.1-dev-keys",
             "qwen-image-keys",
             "chroma-keys",
+            "lumina-2-keys",
             "sdxl-turbo",
         )
 
@@ -303,6 +306,29 @@ def _z_image_inputs(batch: int, grid: Grid, text: int) -> dict[str, Any]:
     }
 
 
+def lumina() -> nn.Module:
+    return diffusers.Lumina2Transformer2DModel(
+        sample_size=8, in_channels=4, hidden_size=24, num_layers=2, num_refiner_layers=1, num_attention_heads=2,
+        num_kv_heads=1, multiple_of=8, axes_dim_rope=(4, 4, 4), axes_lens=(64, 32, 32), cap_feat_dim=TEXT_DIM,
+    )  # fmt: skip
+
+
+def lumina_inputs(
+    batch: int, grid: Grid, text: int, lengths: tuple[int, ...] | None = None
+) -> dict[str, Any]:
+    """Prompts are padded by one token, or have `lengths`, one for each sample."""
+    mask = torch.zeros(batch, text, dtype=torch.int64)
+    for row, length in zip(mask, lengths or (text - 1,) * batch, strict=True):
+        row[:length] = 1
+    return {
+        "hidden_states": noise(batch, 4, grid[0] * 2, grid[1] * 2),
+        "timestep": torch.full((batch,), 0.5),
+        "encoder_hidden_states": noise(batch, text, TEXT_DIM),
+        "encoder_attention_mask": mask,
+        "return_dict": False,
+    }
+
+
 FAMILIES = (
     FamilyCase("pixart-alpha", _pixart_alpha, _pixart_alpha_inputs),
     FamilyCase("pixart-alpha-512", pixart, ZOO["pixart"].inputs),
@@ -334,6 +360,9 @@ FAMILIES = (
         "z-image", _z_image, _z_image_inputs, latent="x",
         beside=lambda image, text: -image % 32 + text + -text % 32,
     ),
+    # The model leaves the padding of prompts out.
+    FamilyCase("lumina-2", lumina, lumina_inputs, beside=lambda image, text: text - 1, whole=False),
+    FamilyCase("lumina-2-keys", lumina, lumina_inputs, beside=lambda image, text: text - 1, whole=False),
     # A U-Net halves its sides: odd ones are rounded up, on every level.
     FamilyCase("sd1.5", _sd15, _sd15_inputs, latent="sample", odd=(18, 11), structures=2),
     FamilyCase("sdxl-turbo", tiny_sdxl, _sdxl_inputs, latent="sample", odd=(10, 7), structures=2),

@@ -1,4 +1,4 @@
-"""Families compiled without a graph break, model and blocks in one graph for each phase."""
+"""Families compiled without a graph break, model and blocks in one graph for each phase where the model allows it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import sdtm_fx
+from sdtm_fx.errors import CaptureError
 from tests.compiling.counting import graph_breaks
 from tests.families.cases import FAMILIES, FamilyCase, run
 from tests.user.cases import all_equal
@@ -43,11 +44,22 @@ def test_the_cheapest_is_what_it_was_in_inductor() -> None:
     check_compiled(named("dit-xl-2"), "inductor")
 
 
+def test_a_model_that_does_not_compile_as_a_whole_says_what_does() -> None:
+    case = named("lumina-2")
+    model, inputs = case.model(), case.call(2, (8, 8))
+    sdtm_fx.rewrite(model, case.recipe(0.5))
+    sdtm_fx.compile(model, backend="eager")
+    with pytest.raises(
+        CaptureError, match=r"does not compile as a whole, rewritten or not; accepted: .*regional=True"
+    ):
+        run(case, model, inputs, 1)
+
+
 def check_compiled(case: FamilyCase, backend: str) -> None:
     model, inputs = case.model(), case.call(2, (8, 8))
     sdtm_fx.rewrite(model, case.recipe(0.5))
     eager = run(case, model, inputs, 2)
-    sdtm_fx.compile(model, backend=backend, fullgraph=True)
+    sdtm_fx.compile(model, backend=backend, fullgraph=True, regional=not case.whole)
     compiled = run(case, model, inputs, 2)
     if backend == "eager":
         assert all_equal(compiled, eager)

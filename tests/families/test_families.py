@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -52,7 +52,10 @@ def test_sites_run_on_the_tokens_that_are_kept(case: FamilyCase) -> None:
                 for site in rewriting.recipe.sites:
                     height, width = coarser(grid, site.downsample)
                     if site.id in stage.sites and site.merge == "keys":  # it is called as a graph
-                        (fewer,) = attended.fewer
+                        ((fewer, times),) = ((n, t) for n, t in attended.fewer.items() if n)
+                        assert times == len(rewriting.bindings), (
+                            "every block; refiners outside of them do not"
+                        )
                         check_half(fewer, stage.method, (height, width))
                         assert not lengths[site.id]
                         continue
@@ -80,14 +83,14 @@ class Attended(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.fewer: set[int] = set()
+        self.fewer: Counter[int] = Counter()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         named = dict(kwargs or {})
         if func is F.scaled_dot_product_attention:
             query, key = (args[i] if i < len(args) else named[n] for i, n in enumerate(("query", "key")))
             if type(query) is torch.Tensor:  # not while tracing
-                self.fewer.add(query.shape[2] - key.shape[2])
+                self.fewer[query.shape[2] - key.shape[2]] += 1
         return func(*args, **named)
 
 

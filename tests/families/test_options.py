@@ -10,7 +10,7 @@ import torch
 import sdtm_fx
 from sdtm_fx.cost.counter import MacCounter
 from sdtm_fx.errors import CaptureError, SiteError
-from tests.families.cases import FAMILIES, FamilyCase
+from tests.families.cases import FAMILIES, FamilyCase, lumina_inputs
 
 
 def named(name: str) -> FamilyCase:
@@ -69,23 +69,52 @@ def test_a_model_keeps_no_table_that_a_trace_has_made() -> None:
     assert all(a is b for a, b in zip(model.rope_embedder.freqs_cis, tables, strict=True))
 
 
-def test_lengths_that_are_read_on_the_host_cannot_be_traced() -> None:
-    """Why there is no recipe for Lumina 2."""
-    from diffusers import Lumina2Transformer2DModel
+def test_lengths_that_are_read_on_the_host_are_known_where_the_recipe_says_so() -> None:
+    case = named("lumina-2")
+    model = case.model()
+    recipe = case.recipe(0.5)
+    with pytest.raises(
+        CaptureError, match=r"reads a value of a tensor on the host \(`read: true` in the recipe's"
+    ):
+        sdtm_fx.rewrite(model, recipe.override({"inputs.encoder_attention_mask.read": False}))
+    assert sdtm_fx.rewrite(model, recipe) is model
 
-    model = Lumina2Transformer2DModel(
-        sample_size=8, hidden_size=24, num_layers=1, num_refiner_layers=1, num_attention_heads=2, num_kv_heads=1,
-        multiple_of=8, axes_dim_rope=(4, 4, 4), axes_lens=(32, 32, 32), cap_feat_dim=8, in_channels=4,
-    )  # fmt: skip
-    rules = sdtm_fx.load_recipe("sana").override(
-        {
-            "model": ["Lumina2Transformer2DModel"],
-            "tokens.grid.patch": 2,
-            "inputs.encoder_hidden_states": ["batch", "text", 8],
-            "sites": [
-                {"id": "self", "kind": "feed_forward", "match": "layers.*.feed_forward", "prefix": "*"}
-            ],
-        }
-    )
-    with pytest.raises(CaptureError, match="the forward reads a value of a tensor on the host"):
-        sdtm_fx.rewrite(model, rules)
+
+def test_prompts_of_several_lengths_in_one_call_are_refused() -> None:
+    """Their images begin at different places, which the mask of the blocks tells."""
+    case = named("lumina-2")
+    model, mixed = case.model(), lumina_inputs(2, (8, 8), 5, lengths=(3, 5))
+    with torch.no_grad():
+        plain = model(**mixed)[0]
+        sdtm_fx.rewrite(model, case.recipe(0.5))
+        refused = (
+            r"site 'ff' at layers\.0\.feed_forward: Lumina2TransformerBlock is given 'attention_mask'; accepted: calls "
+            r"without it, .*prompts of one length in a call"
+        )
+        with sdtm_fx.steps(model, 1), pytest.raises(SiteError, match=refused):
+            model(**mixed)
+        with sdtm_fx.steps(model, 1):
+            model(**lumina_inputs(2, (8, 8), 5, lengths=(3, 3)))
+        sdtm_fx.restore(model)
+        assert torch.equal(model(**mixed)[0], plain)
+
+
+def test_prompts_of_another_length_are_the_same_site() -> None:
+    """At ratio 0 nothing changes, whatever the length; both halves of guidance have one of their own."""
+    case = named("lumina-2")
+    model, plain = case.model(), case.model()
+    sdtm_fx.rewrite(model, case.recipe(0.0))
+    for text in (4, 9):
+        call = lumina_inputs(1, (7, 9), text)
+        with torch.no_grad(), sdtm_fx.steps(model, 1):
+            assert torch.equal(model(**call)[0], plain(**call)[0])
+
+
+def test_an_argument_that_blocks_do_not_have_is_no_condition() -> None:
+    case = named("lumina-2")
+    with pytest.raises(
+        SiteError,
+        match=r"Lumina2TransformerBlock has no argument 'attention_msk' for `without`; it has hidden_states, "
+        r".*did you mean 'attention_mask'",
+    ):
+        sdtm_fx.rewrite(case.model(), case.recipe(0.5).override({"sites.ff.without": "attention_msk"}))

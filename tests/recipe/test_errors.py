@@ -34,7 +34,7 @@ RATIO = "{curve: cosine, start: 0.7, end: 0.3}"
         (
             "when: g",
             "wen: g",
-            ":8: inputs.guidance.wen: found an unknown key; accepted shape, copies, fill, when",
+            ":8: inputs.guidance.wen: found an unknown key; accepted shape, copies, fill, read, when",
         ),
         ("latent: h", "laten: h", ":5: tokens.grid: found a mapping with keys laten, patch; accepted"),
         ("latent: h", "laten: h", "(did you mean 'latent'?)"),

@@ -12,6 +12,17 @@ from sdtm_fx.errors import RecipeError
 from sdtm_fx.recipe import load_recipe
 
 
+def test_a_mask_that_is_read_holds_whole_numbers() -> None:
+    recipe, model = (
+        load_recipe("lumina-2").override({"inputs.encoder_hidden_states": ["batch", "text", 8]}),
+        nn.Linear(1, 1),
+    )
+    call = example_call(
+        model, recipe.override({"inputs.hidden_states": ["batch", 4, "height", "width"]}), ExampleSize(2, 3)
+    )
+    assert torch.equal(call["encoder_attention_mask"], torch.ones(2, 3, dtype=torch.int64))
+
+
 def test_labels_are_whole_numbers() -> None:
     recipe, model = load_recipe("dit-xl-2"), nn.Linear(1, 1)
     inputs = {"inputs.hidden_states": ["batch", 4, "height", "width"]}

@@ -83,6 +83,10 @@ def site(**more: Any) -> list[dict[str, Any]]:
             "sites[0].downsample: found 2 beside reference tokens, which have a size of their own; accepted 1",
         ),
         (
+            {"inputs": {"mask": {"shape": ["batch", "text"], "read": True}}},
+            "inputs.mask.read: found true beside no fill; accepted fill: ones",
+        ),
+        (
             {"inputs": {"shapes": {"fill": "grid_shapes"}}},
             "inputs.shapes.fill: found 'grid_shapes' for an argument that the grid is not read from; accepted the",
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -10,9 +11,9 @@ import pytest
 from sdtm_fx.recipe import Recipe
 from sdtm_fx.tuning.moves import afforded, changed
 from sdtm_fx.tuning.pricing import Pricing
-from sdtm_fx.tuning.search import Search, Trial
+from sdtm_fx.tuning.search import OF_EACH_FAMILY, Search, Trial
 from sdtm_fx.tuning.setting import Setting, setting_of
-from sdtm_fx.tuning.starts import _merges, family_of, starting_points
+from sdtm_fx.tuning.starts import Start, _merges, family_of, starting_points
 
 
 def cache(pricing: Pricing, *dense: int) -> Setting:
@@ -111,6 +112,40 @@ def test_it_climbs_from_the_starting_points(pricing: Pricing) -> None:
     assert best.mean > max(trial.mean for trial in begun)
     assert all(trial.speedup >= pricing.speedup * (1 - 1e-6) for trial in found.trials)
     assert len({trial.setting for trial in found.trials}) == len(found.trials) <= 60
+
+
+def test_starting_points_are_sifted_at_a_glance(pricing: Pricing) -> None:
+    starts = starting_points(pricing)
+    glanced: list[Start] = []
+    drawn: list[Recipe] = []
+
+    def glance(recipes: Sequence[Recipe]) -> list[list[float]]:
+        return [
+            [float("-inf")] if recipe.reuse is None else [sum(made_up([recipe])[0])] for recipe in recipes
+        ]
+
+    def judge(recipes: Sequence[Recipe]) -> list[list[float]]:
+        drawn.extend(recipes)
+        return made_up(recipes)
+
+    found = Search(
+        pricing, judge, len(starts), glance=glance, on_glance=lambda start, of: glanced.append(start)
+    )
+    found.run(starts, 1)
+    assert [start.setting for start in glanced] == [start.setting for start in starts]
+    tried = [s for s in starts if s.setting in {t.setting for t in found.trials}]
+    number = Counter(start.family for start in tried)
+    assert set(number) == {start.family for start in starts}, "every family is tried"
+    assert min(number.values()) >= OF_EACH_FAMILY
+    best = max(starts, key=lambda s: glance([pricing.recipe(s.setting)])[0][0])
+    assert best.setting == found.trials[0].setting or best in tried
+    assert len(tried) < len(starts)
+
+
+def test_nothing_is_sifted_where_there_is_no_time(pricing: Pricing) -> None:
+    found = Search(pricing, made_up, 60, glance=made_up, out_of_time=lambda: True)
+    found.run(starting_points(pricing), 1)
+    assert not found.trials
 
 
 def test_equal_searches_are_equal_and_seeds_differ(pricing: Pricing) -> None:
