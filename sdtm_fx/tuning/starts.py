@@ -76,7 +76,7 @@ def _merges(base: Setting, pricing: Pricing) -> Iterator[Setting]:
     """Plain merging behind no or one dense step, evenly and less from stage to stage; with forecasts behind some."""
     for first, removed in itertools.product((0, 1), dict.fromkeys((base.removed, _falling(base.removed)))):
         yield replace(base, dense=tuple(range(first)), removed=removed)
-    for count in _numbers(base.steps):
+    for count in _numbers(base, pricing):
         for order, dense in itertools.product((0, 1), dense_patterns(base.steps, count)):
             if order < count:
                 yield replace(base, order=order, dense=dense)
@@ -94,12 +94,19 @@ def _mixes(base: Setting, pricing: Pricing) -> Iterator[Setting]:
         return
     for stage in range(len(base.removed)):
         removed = tuple(1.0 if number == stage else f for number, f in enumerate(base.removed))
-        for count in _numbers(base.steps):
+        for count in _numbers(replace(base, removed=removed), pricing):
             for order, dense in itertools.product((0, 1), dense_patterns(base.steps, count)):
                 if order < count:
                     yield replace(base, removed=removed, order=order, dense=dense)
 
 
-def _numbers(steps: int) -> tuple[int, ...]:
-    """A few numbers of dense steps."""
-    return tuple(sorted({max(1, round(steps * share)) for share in (0.15, 0.3, 0.45)}))
+def _numbers(base: Setting, pricing: Pricing) -> tuple[int, ...]:
+    """A few numbers of dense steps, and the largest, with which all others remove what methods can.
+
+    Forecasts gain more from dense steps than from the tokens that are computed between them.
+    """
+    reach = pricing.reach(base.base)
+    least = tuple(f if f == 1 else most for f, most in zip(base.removed, reach, strict=True))
+    largest = pricing.fewest(replace(base, order=0, removed=least), range(1, base.steps))
+    few = {max(1, round(base.steps * share)) for share in (0.15, 0.3, 0.45)}
+    return tuple(sorted(few if largest is None else {*few, largest}))

@@ -68,7 +68,7 @@ def test_errors_point_into_the_file_that_holds_the_fault(base: Path) -> None:
     assert caught.value.args[0].splitlines() == [
         f"{path}:7: sites[0].kid: found an unknown key; accepted id, kind, match, input, output, "
         "prefix, suffix, rotary, rotary_axis, metric, merge, downsample, "
-        "call, expect (did you mean 'kind'?)",
+        "call, without, expect (did you mean 'kind'?)",
         f"{path}:6: sites[1].expect: found -1; accepted an integer from 1 or null",
         f"{path}:4: ratio.end: found 2; accepted a number from 0 to below 1",
     ]
