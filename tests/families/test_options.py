@@ -10,7 +10,7 @@ import torch
 import sdtm_fx
 from sdtm_fx.cost.counter import MacCounter
 from sdtm_fx.errors import CaptureError, SiteError
-from tests.families.cases import FAMILIES, FamilyCase, lumina_inputs
+from tests.families.cases import FAMILIES, FamilyCase, lumina_inputs, moving
 
 
 def named(name: str) -> FamilyCase:
@@ -108,6 +108,27 @@ def test_prompts_of_another_length_are_the_same_site() -> None:
         call = lumina_inputs(1, (7, 9), text)
         with torch.no_grad(), sdtm_fx.steps(model, 1):
             assert torch.equal(model(**call)[0], plain(**call)[0])
+
+
+def test_guidance_halves_with_prompts_of_other_lengths_keep_their_own_features() -> None:
+    """The pipeline calls the model once for each; alone, each would get the same."""
+    case, count = named("lumina-2"), 6
+    halves = [lumina_inputs(1, (8, 6), text) for text in (9, 4)]
+    recipe = case.recipe(0.5, reuse=True)
+
+    def outputs(*calls: dict[str, Any]) -> list[list[torch.Tensor]]:
+        model = sdtm_fx.rewrite(case.model(), recipe)
+        found: list[list[torch.Tensor]] = [[] for _ in calls]
+        with torch.no_grad(), sdtm_fx.steps(model, count) as clock:
+            for step in range(count):
+                for call, mine in zip(calls, found, strict=True):
+                    mine.append(model(**moving(case, call, step, count))[0])
+                clock.advance()
+        return found
+
+    together, alone = outputs(*halves), [outputs(half)[0] for half in halves]
+    for mine, theirs in zip(together, alone, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
 
 
 def test_an_argument_that_blocks_do_not_have_is_no_condition() -> None:
