@@ -31,6 +31,10 @@ def evaluate(
         str | None,
         typer.Option(help="Rows and defaults from a study, a shipped name or a file; --recipe adds rows."),
     ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Rows of the study by label, with * and ?; may be repeated. `tables` joins parts."),
+    ] = None,
     prompts: Annotated[
         Path | None, typer.Option(help="Prompts, one a line; toys have captions of held-out scenes.")
     ] = None,
@@ -81,7 +85,7 @@ def evaluate(
     from sdtm_fx.evaluate.sampling import Sampling
     from sdtm_fx.evaluate.store import Store
 
-    console, loaded = Console(), _study(study, recipe)
+    console, loaded = Console(), _study(study, recipe, only)
     given = None if loaded is None else loaded.spec.defaults
     source = ModelSource(model or ("toy-sd3" if loaded is None else loaded.spec.model), dtype, device)
     paired = images or (64 if given is None else given.images)
@@ -112,18 +116,22 @@ def evaluate(
         reference = None if judge is None else real_scenes(2 * judged, sampling.height, sampling.width)
         found = measure(rows, sampling, store, judge=judge, reference=reference)
     console.print(render(found))
-    settings = {"model": source.name, "recipes": recipe or [], "study": study, "left_out": left_out}
+    asked = {"recipes": recipe or [], "study": study, "only": only or []}
+    settings = {"model": source.name, **asked, "left_out": left_out}
     _write(console, found, out, json_file, settings)
 
 
-def _study(study: str | None, recipes: Sequence[str] | None) -> Study | None:
+def _study(study: str | None, recipes: Sequence[str] | None, only: Sequence[str] | None) -> Study | None:
     """The study, or None where recipes alone make the rows."""
     from sdtm_fx.errors import SdtmFxError
 
     if study is not None:
         from sdtm_fx.evaluate.study import load_study
 
-        return load_study(study)
+        loaded = load_study(study)
+        return loaded.only(only) if only else loaded
+    if only:
+        raise SdtmFxError("eval: --only chooses rows of a study; give --study")
     if not recipes:
         raise SdtmFxError("eval: nothing to compare; give --recipe, which may be repeated, or --study")
     return None

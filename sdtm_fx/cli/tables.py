@@ -13,7 +13,7 @@ def tables(
         list[Path],
         typer.Argument(
             help="What `sdtm-fx eval` (evaluation.json), `sdtm-fx bench --compare` (--out) and `sdtm-fx tune` (--json) "
-            "wrote, in any order."
+            "wrote, in any order. Parts of one study are joined."
         ),
     ],
     out: Annotated[
@@ -22,17 +22,20 @@ def tables(
 ) -> None:
     """Write the tables of evaluations, comparisons and searches in Markdown, with what they were measured on."""
     from sdtm_fx.bench.page import comparison_section, holds_comparison, read_comparison
-    from sdtm_fx.evaluate.page import evaluation_section, read_evaluation
+    from sdtm_fx.evaluate.page import evaluation_section, join_parts, read_evaluation
     from sdtm_fx.tuning.page import holds_tuning, read_tuning, tuning_section
 
-    def section(path: Path) -> str:
+    evaluations = {p: read_evaluation(p) for p in files if not (holds_comparison(p) or holds_tuning(p))}
+    joined = {id(parts[0]): parts for parts in join_parts([*evaluations.values()])}
+    sections: list[str] = []
+    for path in files:
         if holds_comparison(path):
-            return comparison_section(read_comparison(path))
-        if holds_tuning(path):
-            return tuning_section(read_tuning(path))
-        return evaluation_section(read_evaluation(path))
-
-    text = "\n".join(map(section, files))
+            sections.append(comparison_section(read_comparison(path)))
+        elif holds_tuning(path):
+            sections.append(tuning_section(read_tuning(path)))
+        elif (parts := joined.get(id(evaluations[path]))) is not None:
+            sections.append(evaluation_section(*parts))
+    text = "\n".join(sections)
     if out is None:
         typer.echo(text, nl=False)
     else:

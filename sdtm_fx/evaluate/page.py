@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -74,6 +75,7 @@ class Settings(_Read):
     model: str
     study: str | None
     recipes: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
     steps: int
     height: int
     width: int
@@ -85,6 +87,7 @@ class Settings(_Read):
 class Identity(_Read):
     """What it was sampled with."""
 
+    pipeline: str
     dtype: str
     device: str
     threads: int
@@ -123,29 +126,47 @@ def read_evaluation(path: Path) -> EvaluationData:
     return read_record(EvaluationData, path, "evaluation.json as `sdtm-fx eval` of this version writes it")
 
 
-def evaluation_section(found: EvaluationData) -> str:
-    """The table of an evaluation."""
-    return "\n".join(_lines(found)) + "\n"
+def join_parts(evaluations: Sequence[EvaluationData]) -> list[tuple[EvaluationData, ...]]:
+    """Put evaluations together that sampled the same in parts: other rows of one study, drawn one after another.
+
+    Args:
+        evaluations: In any order; parts stand where the first of them does.
+    """
+    groups: dict[object, list[EvaluationData]] = {}
+    for number, found in enumerate(evaluations):
+        s, on = found.settings, found.environment
+        sampled = (s.study, s.model, s.steps, s.height, s.width, s.paired, s.judged, found.identity)
+        alike = (*sampled, on.torch, on.diffusers, on.processor) if s.study else number
+        groups.setdefault(alike, []).append(found)
+    return [tuple(group) for group in groups.values()]
 
 
-def _lines(found: EvaluationData) -> Iterator[str]:
-    s, made, on = found.settings, found.identity, found.environment
+def evaluation_section(*parts: EvaluationData) -> str:
+    """The table of an evaluation, or of one that was drawn in parts.
+
+    Args:
+        parts: From `join_parts`. A row that several have is shown once, as the first has it.
+    """
+    return "\n".join(_lines(parts)) + "\n"
+
+
+def _lines(parts: Sequence[EvaluationData]) -> Iterator[str]:
+    first = parts[0]
+    s, made, on = first.settings, first.identity, first.environment
     judged = bool(s.judged)
     yield f"## {s.study or s.model}, {s.steps} steps\n"
-    source = ([f"--study {s.study}"] if s.study else [f"--model {s.model}"]) + [
-        f"--recipe {r}" for r in s.recipes
-    ]
+    commands = ", ".join(
+        f"{_command(part.settings)}, commit {part.environment.commit or 'unknown'}" for part in parts
+    )
     yield (
-        f"`sdtm-fx eval {' '.join(source)} --steps {s.steps} --height {s.height} --width {s.width} --images {s.paired} "
-        f"--judge-images {s.judged}`, commit {on.commit or 'unknown'}, {on.processor}, torch {on.torch}, diffusers "
-        f"{on.diffusers}, {made.dtype} on {made.device}.\n"
+        f"{commands}, {on.processor}, torch {on.torch}, diffusers {on.diffusers}, {made.dtype} on {made.device}.\n"
     )
     note = f"PSNR and SSIM to the dense image of the same seed, {s.paired} images a row; 95 % intervals over seeds."
     if judged:
         floor = (
             ""
-            if found.frechet_floor is None
-            else f" (as large a set of real ones: {found.frechet_floor:.1f})"
+            if first.frechet_floor is None
+            else f" (as large a set of real ones: {first.frechet_floor:.1f})"
         )
         note += (
             f" Captions right and Fréchet distances (FD), to real scenes{floor} and to the dense images, by the judge "
@@ -154,11 +175,24 @@ def _lines(found: EvaluationData) -> Iterator[str]:
     yield note + "\n"
     columns = ["row", "MACs", "speedup", "PSNR, dB", "SSIM"]
     columns += ["captions right", "FD real", "FD dense"] if judged else []
-    yield from table_lines(columns, (_cells(row, judged) for row in _ranked(found.rows)))
-    if s.left_out:
-        yield f"\n<details><summary>{len(s.left_out)} left out</summary>\n"
-        yield from (f"- {row.label}: {row.reason}" for row in s.left_out)
+    rows = {row.label: row for part in reversed(parts) for row in part.rows}
+    ordered = [rows[label] for label in dict.fromkeys(row.label for part in parts for row in part.rows)]
+    yield from table_lines(columns, (_cells(row, judged) for row in _ranked(ordered)))
+    left_out = tuple(dict.fromkeys(row for part in parts for row in part.settings.left_out))
+    if left_out:
+        yield f"\n<details><summary>{len(left_out)} left out</summary>\n"
+        yield from (f"- {row.label}: {row.reason}" for row in left_out)
         yield "\n</details>"
+
+
+def _command(s: Settings) -> str:
+    """What was run."""
+    source = [f"--study {s.study}"] if s.study else [f"--model {s.model}"]
+    source += [f"--only {shlex.quote(pattern)}" for pattern in s.only] + [f"--recipe {r}" for r in s.recipes]
+    return (
+        f"`sdtm-fx eval {' '.join(source)} --steps {s.steps} --height {s.height} --width {s.width} --images {s.paired} "
+        f"--judge-images {s.judged}`"
+    )
 
 
 def _ranked(rows: Sequence[RowData]) -> list[RowData]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fnmatch
 import importlib.resources
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,29 @@ class Study:
 
     spec: StudySpec
     folder: Path | None = None
+
+    def only(self, patterns: Sequence[str]) -> Study:
+        """The study with some of its rows, and the dense one.
+
+        Args:
+            patterns: Labels, with ``*`` and ``?`` for what they leave open, as the study has them: without budgets.
+
+        Raises:
+            StudyError: A pattern names no row.
+        """
+        labels = [row.label for row in self.spec.rows]
+        for pattern in patterns:
+            if not any(fnmatch.fnmatchcase(label, pattern) for label in labels):
+                raise StudyError(
+                    f"{self.spec.name}: found no row {pattern!r}{nearest(pattern, labels)}; accepted: "
+                    f"{', '.join(labels)}"
+                )
+        kept = [
+            row
+            for row in self.spec.rows
+            if row.recipe is row.hook is None or any(fnmatch.fnmatchcase(row.label, p) for p in patterns)
+        ]
+        return replace(self, spec=self.spec.model_copy(update={"rows": tuple(kept)}))
 
     def rows(self, pipeline: Any, **settings: Any) -> tuple[Row, ...]:
         """Return the rows of `plan`; what is left out is logged as a warning."""

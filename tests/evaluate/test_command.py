@@ -138,6 +138,11 @@ def test_a_study_gives_rows_and_defaults(tmp_path: Path) -> None:
         (("--recipe", "toy-sd3", "--dtype", "float31"), "no dtype 'float31' (did you mean 'float32'?)"),
         (("--recipe", "toy-sd3", "--prompts", "no.txt"), "prompts: no.txt cannot be read"),
         (("--recipe", "flux.1-dev"), "is for FluxTransformer2DModel"),
+        (("--recipe", "toy-sd3", "--only", "ToMeSD"), "eval: --only chooses rows of a study; give --study"),
+        (
+            ("--study", "methods-toy-sd3", "--only", "TomeSD"),
+            "found no row 'TomeSD' (did you mean 'ToMeSD'?)",
+        ),
     ],
 )
 def test_mistakes_are_one_line_errors(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from sdtm_fx.cli.main import app
 from sdtm_fx.errors import SdtmFxError
 from sdtm_fx.evaluate import Evaluation, Row, evaluate
-from sdtm_fx.evaluate.page import evaluation_section, read_evaluation
+from sdtm_fx.evaluate.page import evaluation_section, join_parts, read_evaluation
 from sdtm_fx.evaluate.report import as_dict, to_json
 from tests.evaluate.conftest import FakeJudge, merging, request
 
@@ -49,6 +49,41 @@ def test_a_page_groups_rows_by_budget_and_ranks_them(found: Evaluation, tmp_path
     assert page.startswith("## mine, 2 steps\n\n`sdtm-fx eval --study mine --steps 2 --height 16 --width 20 ")
     assert "--images 4 --judge-images 20`, commit " in page
     assert page.endswith("\n\n<details><summary>1 left out</summary>\n\n- late: it is slow\n\n</details>\n")
+
+
+def test_parts_of_a_study_are_one_table(found: Evaluation, tmp_path: Path) -> None:
+    """Rows that two parts have are shown as the first has them."""
+    files = []
+    for number, rows in enumerate((found.rows[:2], (found.rows[0], *found.rows[2:]))):
+        part = dataclasses.replace(found, rows=rows)
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        out = [{"label": "late", "reason": "it is slow"}, {"label": f"other {number}", "reason": "it is too"}]
+        files.append(written(part, folder, study="mine", only=[f"row {number}*"], left_out=out))
+    parts = [read_evaluation(file) for file in files]
+    assert join_parts(parts) == [tuple(parts)]
+    page = evaluation_section(*parts)
+    whole = evaluation_section(read_evaluation(written(found, tmp_path, study="mine")))
+    assert [line for line in page.splitlines() if line.startswith("| ")] == [
+        line for line in whole.splitlines() if line.startswith("| ")
+    ]
+    assert "`sdtm-fx eval --study mine --only 'row 0*' --steps 2" in page
+    assert "`sdtm-fx eval --study mine --only 'row 1*' --steps 2" in page
+    assert page.endswith(
+        "3 left out</summary>\n\n- late: it is slow\n- other 0: it is too\n- other 1: it is too\n\n</details>\n"
+    )
+    printed = CliRunner().invoke(app, ["tables", *map(str, files)])
+    assert printed.stdout == page
+    assert CliRunner().invoke(app, ["tables", str(files[0])]).stdout == evaluation_section(parts[0])
+
+
+def test_evaluations_that_sampled_something_else_stay_apart(found: Evaluation, tmp_path: Path) -> None:
+    data = read_evaluation(written(found, tmp_path, study="mine"))
+    longer = data.model_copy(update={"settings": data.settings.model_copy(update={"steps": 3})})
+    newer = data.model_copy(update={"environment": data.environment.model_copy(update={"torch": "99"})})
+    alone = read_evaluation(written(found, tmp_path))
+    assert join_parts([data, longer, newer, data]) == [(data, data), (longer,), (newer,)]
+    assert join_parts([alone, alone]) == [(alone,), (alone,)], "not of a study"
 
 
 def test_sections_follow_each_other_and_name_recipes(found: Evaluation, tmp_path: Path) -> None:

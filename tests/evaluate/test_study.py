@@ -199,3 +199,17 @@ def test_recipes_may_lie_beside_a_study(tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text(own, encoding="utf-8")
     study = load_study(written(tmp_path, "recipe: sd3-medium,", "recipe: own.yaml,"))
     assert study.recipe(study.spec.rows[2]).name == "own"
+
+
+def test_some_rows_of_a_study_and_the_dense_one() -> None:
+    study = load_study("methods-toy-sd3")
+    assert [row.label for row in study.only(["ToMeSD"]).spec.rows] == ["dense", "ToMeSD"]
+    assert [row.label for row in study.only(["SDTM*", "uniform*"]).spec.rows] == [
+        "dense", "SDTM", "SDTM*", "SDTM as released", "uniform downsampling",
+    ]  # fmt: skip
+    assert [row.label for row in study.only(["SDTM[*]"]).spec.rows] == ["dense", "SDTM*"]
+    with pytest.raises(
+        StudyError,
+        match=r"methods-toy-sd3: found no row 'ToMeSDD' \(did you mean 'ToMeSD'\?\); accepted: dense, ",
+    ):
+        study.only(["SDTM", "ToMeSDD"])
