@@ -75,7 +75,8 @@ class Study:
         kept = [
             row
             for row in self.spec.rows
-            if row.recipe is row.hook is None or any(fnmatch.fnmatchcase(row.label, p) for p in patterns)
+            if (row.recipe is None and row.hook is None)
+            or any(fnmatch.fnmatchcase(row.label, p) for p in patterns)
         ]
         return replace(self, spec=self.spec.model_copy(update={"rows": tuple(kept)}))
 
