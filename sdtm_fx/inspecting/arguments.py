@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import torch
 
+from sdtm_fx.capture.whole_numbers import whole_ones
+
 Dimension = int | str
 Form = Literal["tensor", "pair", "shapes", "number", "list"]
 Kind = Literal["float", "int", "bool"]
@@ -114,6 +116,8 @@ def _tensor(
         ids[..., -2] += torch.arange(sizes.height)[:, None]
         ids[..., -1] += torch.arange(sizes.width)
         return ids.reshape(-1, shape[-1]).expand(shape).to(device)
+    if argument.fill == "ones" and argument.kind == "int":
+        return whole_ones(shape, device)
     if argument.fill is not None or argument.kind != "float":
         return torch.full(shape, 1 if argument.fill == "ones" else 0, dtype=dtype, device=device)
     if device.type == "meta":

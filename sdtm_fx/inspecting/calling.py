@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.nn.modules.module import register_module_forward_hook
 
+from sdtm_fx.capture.whole_numbers import shapes_alone
 from sdtm_fx.errors import InspectionError, nearest
 from sdtm_fx.inspecting.arguments import Argument, CallSizes, make
 from sdtm_fx.inspecting.facts import Facts, fixed_lengths, parameters_of
@@ -40,6 +41,7 @@ class FoundCall:
         config: The config that dimensions name.
         tries: Calls that were tried.
         as_tuple: Whether the model is told to return a tuple; those that return nothing else take no such argument.
+        reads: Whether the forward reads whole numbers on the host, such as lengths that it sums from a mask.
     """
 
     arguments: Mapping[str, Argument]
@@ -47,6 +49,13 @@ class FoundCall:
     config: Mapping[str, Any]
     tries: int = 0
     as_tuple: bool = True
+    reads: bool = False
+
+    @contextlib.contextmanager
+    def shapes(self) -> Iterator[None]:
+        """Where the call is made and run on meta: what the forward reads is known there."""
+        with torch.no_grad(), shapes_alone() if self.reads else contextlib.nullcontext():
+            yield
 
     def values(
         self, sizes: CallSizes, config: Mapping[str, Any] | None = None, device: str = "meta"
@@ -65,10 +74,12 @@ class FoundCall:
 
 @dataclass(frozen=True)
 class _Attempt:
-    """One try: how many modules ran to their end, the line of forward that it came to, and what stopped it."""
+    """One try: how many modules ran to their end, the line of forward that it came to, what stopped it, and whether
+    whole numbers were read on the host."""
 
     progress: tuple[int, int]
     error: Exception | None
+    reads: bool
 
 
 def find_call(
@@ -99,7 +110,8 @@ def find_call(
         chosen, attempt = search.run()
         tries += search.tries
         if attempt.error is None:
-            found = FoundCall(_merge(chosen.values()), sizes, config, tries, _returns_dicts(model))
+            returns_dicts = _returns_dicts(model)
+            found = FoundCall(_merge(chosen.values()), sizes, config, tries, returns_dicts, attempt.reads)
             # It must run at the sizes that lengths are read at, too: tables of positions may be short.
             rest = [_attempt(model, replace(found, sizes=other)) for other in other_sizes(sizes)[1:]]
             attempt = next((a for a in rest if a.error is not None), attempt)
@@ -203,15 +215,16 @@ class _Search:
 
 
 def _attempt(model: torch.nn.Module, call: FoundCall) -> _Attempt:
-    arguments = call.values(call.sizes)
     with _finished_modules() as finished:
         try:
-            with torch.no_grad():
-                model(**arguments)
+            with call.shapes():
+                model(**call.values(call.sizes))
         except Exception as error:  # whatever a forward raises says that the arguments are not right
+            if isinstance(error, NotImplementedError) and not call.reads:  # a value, of which meta has none
+                return _attempt(model, replace(call, reads=True))
             frames = _own_frames(model, error)
-            return _Attempt((len(finished), (frames[0].lineno or 0) if frames else 0), error)
-    return _Attempt((len(finished), 0), None)
+            return _Attempt((len(finished), (frames[0].lineno or 0) if frames else 0), error, call.reads)
+    return _Attempt((len(finished), 0), None, call.reads)
 
 
 def _returns_dicts(model: torch.nn.Module) -> bool:

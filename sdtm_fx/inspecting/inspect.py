@@ -79,7 +79,7 @@ def _count(
 ) -> tuple[dict[str, Macs], Macs]:
     watched = {site.path: model.get_submodule(site.path) for site in sites}
     try:
-        with torch.no_grad(), MacCounter() as counter, counter.watching(watched):
+        with call.shapes(), MacCounter() as counter, counter.watching(watched):
             model(**call.values(size))
     except Exception as error:
         raise InspectionError(

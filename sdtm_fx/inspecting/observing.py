@@ -105,7 +105,8 @@ def observe(model: torch.nn.Module, call: FoundCall) -> Observation:
 
 def _run(model: torch.nn.Module, call: FoundCall, size: CallSizes) -> list[Event]:
     try:
-        return record(model, call.values(size))
+        with call.shapes():
+            return record(model, call.values(size))
     except Exception as error:
         raise InspectionError(
             f"{type(model).__name__} runs at {call.sizes.height}x{call.sizes.width} with {call.sizes.text} tokens of "
@@ -181,7 +182,7 @@ def block_arguments(
 
     handles = [model.get_submodule(path).register_forward_pre_hook(note, with_kwargs=True) for path in paths]
     try:
-        with torch.no_grad():
+        with call.shapes():
             model(**call.values(call.sizes))
     finally:
         for handle in handles:

@@ -47,8 +47,9 @@ def small_copy(subject: Subject, call: FoundCall, layers: int = 2) -> SmallCopy:
     for config, said in small_configs(subject, layers):
         smaller = replace(call, config=config)
         try:
-            with torch.no_grad():
-                build_on_meta(subject, config)(**smaller.values(call.sizes))
+            copy = build_on_meta(subject, config)
+            with smaller.shapes():
+                copy(**smaller.values(call.sizes))
         except Exception:  # a config that does not fit together is not the one: the next is tried
             continue
         kind: Any = subject.kind
