@@ -16,7 +16,7 @@ from sdtm_fx.capture.hooked import hooks_bypassed
 from sdtm_fx.capture.kept import attributes_kept
 from sdtm_fx.capture.stand_ins import weights_in_place
 from sdtm_fx.capture.tracer import BlockTracer, Capture
-from sdtm_fx.capture.whole_numbers import shapes_alone
+from sdtm_fx.capture.whole_numbers import following
 from sdtm_fx.errors import CaptureError, HostReadError
 
 
@@ -77,14 +77,15 @@ def capture_outer(
         HostReadError: The forward reads a value that is not known.
         CaptureError: The forward cannot be traced, or a block is called never or more than once.
     """
-    with torch.no_grad(), hooks_bypassed(model), shapes_alone() as mode:
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with torch.no_grad(), hooks_bypassed(model), mode:
         signature = Signature.of(type(model).forward)
         arguments = signature.bind((), example())
         key, leaves = flatten(arguments)
         # Inner modules that hold a block must be looked into, to see the block's call.
         ancestors = {path[:i] for path in block_paths for i, c in enumerate(path) if c == "."}
         try:
-            with weights_in_place(model, leaves), attributes_kept(model):
+            with following(leaves), weights_in_place(model, leaves), attributes_kept(model):
                 tracer = BlockTracer(opened=ancestors - set(block_paths), constants=True)
                 outer = tracer.capture(model, key, leaves)
         except CaptureError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -69,6 +69,15 @@ class WholeNumbersKnown(TorchDispatchMode):
             return False
         held = _values(tensor).untyped_storage().data_ptr()
         return all(storage.data_ptr() != held for storage in self._spoilt)
+
+
+def following(leaves: Iterable[object]) -> contextlib.AbstractContextManager[object]:
+    """Follow the whole numbers among the values of a call; where there are none, nothing has to be looked at.
+
+    Args:
+        leaves: The values, made within a fake mode.
+    """
+    return WholeNumbersKnown() if any(hasattr(leaf, _VALUES) for leaf in leaves) else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
