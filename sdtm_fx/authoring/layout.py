@@ -132,11 +132,11 @@ def input_line(survey: Survey, name: str, argument: Argument) -> Line:
     if argument.form == "list":
         keys.append("copies: batch")
         shape = shape[1:]
-    whole, reads = argument.kind == "int", survey.call.reads and argument.fill == "ones"
-    fill = "labels" if whole and not reads else argument.fill
+    reads = survey.call.reads and (argument.kind, argument.fill) == ("int", "ones")
+    fill = "labels" if argument.kind == "int" and not reads else argument.fill
     if fill is not None:
         keys.append(f"fill: {fill}")
-    if whole and reads:
+    if reads:
         keys.append("read: true")
     if name == "guidance" and survey.subject.config.get("guidance_embeds"):
         keys, fill = [k for k in keys if not k.startswith("fill")] + ["when: guidance_embeds"], None

@@ -165,6 +165,11 @@ def tune(
             out_of_time=lambda: goal.minutes is not None and time.monotonic() - started > goal.minutes * 60,
         )
         search.run(starts, CLIMBS)
+        if not search.trials:
+            raise SdtmFxError(
+                f"tune: {goal.minutes or 0:g} minutes were over before any of {len(starts)} starting points was tried "
+                f"on {goal.images} images; accepted: more minutes, or fewer images"
+            )
         winners = _choose(search, starts, lambda recipes: measure(recipes, chosen))
         chosen_after = time.monotonic() - started
         contenders = [

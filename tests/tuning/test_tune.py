@@ -66,6 +66,14 @@ def test_nothing_reaches_the_budget() -> None:
 
 
 @pytest.mark.slow
+def test_time_that_is_over_before_anything_was_tried() -> None:
+    with pytest.raises(
+        SdtmFxError, match=r"0\.0001 minutes were over before any of \d+ starting points was tried on 1 im"
+    ):
+        tune(ModelSource("toy-sd3"), [one_stage()], Goal(**{**vars(TINY), "minutes": 1e-4}))
+
+
+@pytest.mark.slow
 def test_the_command_writes_a_recipe_that_loads(tmp_path: Path) -> None:
     base, out, data = tmp_path / "base.yaml", tmp_path / "mine.yaml", tmp_path / "trials.json"
     base.write_text(one_stage().override(name="base").to_yaml(), encoding="utf-8")
