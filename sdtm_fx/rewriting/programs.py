@@ -12,6 +12,7 @@ from torch import fx
 from sdtm_fx.base_plan import Unmerging
 from sdtm_fx.capture.arguments import Key, Leaf
 from sdtm_fx.capture.blocks import capture_block
+from sdtm_fx.capture.construction import construction, leaf_construction
 from sdtm_fx.capture.tracer import Capture
 from sdtm_fx.recipe.ratio import ThresholdRatio
 from sdtm_fx.recipe.schema import Recipe
@@ -70,10 +71,13 @@ class ProgramCache:
         recipe: The recipe.
         programs: By structure: that of the call, the text of the captured graph, the traits of the modules
             that it calls, the sites in it, and the widths of the sequences that it takes.
+        traced: The same programs by what was traced, so that no block is traced of which an equal one was: the
+            construction of block and arguments, the structure of the call, and the sites and spans in it.
     """
 
     recipe: Recipe
     programs: dict[tuple[object, ...], Program] = field(default_factory=dict)
+    traced: dict[tuple[object, ...], Program] = field(default_factory=dict)
 
     def program(
         self,
@@ -97,6 +101,23 @@ class ProgramCache:
             SiteError: A site is not what the recipe says.
             PassError: A pass failed.
         """
+        sites = tuple((p.site_index, p.local) for p in places)
+        made, given = construction(block), leaf_construction(leaves)
+        if made is None or given is None:
+            return self._of_structure(block, key, leaves, places, spans)
+        known = (made, given, key, sites, spans)
+        if known not in self.traced:
+            self.traced[known] = self._of_structure(block, key, leaves, places, spans)
+        return self.traced[known]
+
+    def _of_structure(
+        self,
+        block: torch.nn.Module,
+        key: Key,
+        leaves: list[Leaf],
+        places: tuple[SitePlace, ...],
+        spans: Spans,
+    ) -> Program:
         capture = capture_block(block, key, leaves)
         sites = tuple((p.site_index, p.local) for p in places)
         opened = attention_texts(self.recipe, block, capture, places)

@@ -200,8 +200,10 @@ def test_merging_starts_evenly_and_falling(pricing: Pricing) -> None:
         {"name": name, "until": until, "sites": ["attn", "ff"], "method": {"name": "tome"}}
         for name, until in (("early", 0.3), ("middle", 0.6), ("late", 1.0))
     ]
-    three = setting_of(pricing.bases[0].override(stages=stages), 8, removed=0.4)
-    plain = [setting for setting in _merges(three, pricing) if setting.order is None]
+    base = pricing.bases[0].override(stages=stages)
+    own = Pricing((base,), pricing.target, pricing.size, pricing.speedup, "three-stages")
+    three = setting_of(base, pricing.size.steps, removed=0.4)
+    plain = [setting for setting in _merges(three, own) if setting.order is None]
     assert [(one.dense, one.removed) for one in plain] == [
         (dense, pytest.approx(removed))
         for dense in ((), (0,))
