@@ -110,8 +110,8 @@ class Suggestion:
             folder: Where the file will be; it names another file as seen from there.
 
         Returns:
-            The mapping; None where no boundary is suggested, or the base is neither shipped nor a file, or has not two
-            stages.
+            The mapping, without ratios for stages that skip; None where no boundary is suggested, or the base is
+            neither shipped nor a file, or has not two stages.
         """
         is_file = Path(base).is_file()
         if self.until is None or not (is_file or base in list_recipes()):
@@ -120,15 +120,18 @@ class Suggestion:
         if len(recipe.stages) != 2:
             return None
         first, second = recipe.stages
+        ratios = {first.name: self.structure_ratio, second.name: self.detail_ratio}
+        changes: dict[str, dict[str, Any]] = {
+            stage.name: {"ratio": _constant(ratios[stage.name])} if stage.method.merges else {}
+            for stage in recipe.stages
+        }
+        changes[first.name] = {"until": round(self.until, 2), **changes[first.name]}
         return {
             "version": 1,
             "name": f"{recipe.name.rpartition('/')[2]}-suggested",
             "description": "By sdtm-fx analyze, a heuristic on features; judge it by images.",
             "extends": path_beside(Path(base), folder) if is_file else base,
-            "stages": {
-                first.name: {"until": round(self.until, 2), "ratio": _constant(self.structure_ratio)},
-                second.name: {"ratio": _constant(self.detail_ratio)},
-            },
+            "stages": {name: change for name, change in changes.items() if change},
         }
 
 

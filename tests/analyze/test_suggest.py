@@ -141,6 +141,7 @@ def test_the_suggestion_is_a_valid_recipe(base: str) -> None:
     assert recipe.stages[0].until == 0.4
     assert recipe.stages[0].ratio is not None
     assert recipe.stages[0].ratio.start == data["stages"][recipe.stages[0].name]["ratio"]["start"]
+    assert all((stage.ratio is not None) == stage.method.merges for stage in recipe.stages)
 
 
 def test_a_recipe_that_is_not_shipped_is_not_extended() -> None:

@@ -75,7 +75,11 @@ def test_plans_are_weighed_by_how_many_a_call_makes() -> None:
 @pytest.mark.parametrize("name", ["ssm", "local_match", "tome", "random"])
 def test_parts_of_any_method_are_timed(small_sd3: configs.BenchModel, share: list[str], name: str) -> None:
     recipe = sdtm_fx.load_recipe("sd3-medium").override(
-        {"stages.structure.method": {"name": name}, "plan.share": share}
+        {
+            "stages.structure.method": {"name": name},
+            "stages.detail.method": {"name": "local_match"},
+            "plan.share": share,
+        }
     )
     ticks: list[int] = []
     times = time_parts(small_sd3, recipe, SETUP, [(4, 4), (8, 8)], lambda: ticks.append(1))

@@ -25,7 +25,7 @@ FLUX_SETUP = BenchSetup(
 
 def test_stages_are_paired_with_dense(small_sd3: configs.BenchModel) -> None:
     pairs = []
-    recipe = sdtm_fx.load_recipe("sd3-medium")
+    recipe = sdtm_fx.load_recipe("sd3-medium").override({"stages.detail.method": {"name": "local_match"}})
     timings = bench_stages(small_sd3, recipe, SETUP, on_run=lambda: pairs.append(1))
     assert [t.stage for t in timings] == ["structure", "detail"]
     assert len(pairs) == 6
@@ -41,7 +41,8 @@ def test_stages_are_paired_with_dense(small_sd3: configs.BenchModel) -> None:
 
 
 def test_flux_takes_its_numbers_of_double_and_single_blocks(small_flux: configs.BenchModel) -> None:
-    recipe = sdtm_fx.load_recipe("flux.1-dev")
+    late = {"sites": ["ff", "single_ff"], "method": {"name": "local_match"}}
+    recipe = sdtm_fx.load_recipe("flux.1-dev").override({"stages.detail": late})
     timings = bench_stages(small_flux, recipe, FLUX_SETUP)
     assert [t.plans for t in timings] == [3, 3]
     shares = break_down(small_flux, recipe, FLUX_SETUP)

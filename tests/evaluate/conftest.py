@@ -65,6 +65,7 @@ def merging(ratio: float, **changes: Any) -> Recipe:
     """Plain merging, without forecasts, in all steps but the last."""
     return load_recipe("toy-sd3").override(
         {
+            "stages.detail.method": {"name": "local_match"},
             "ratio": {"curve": "constant", "start": ratio},
             "keep_dense": {"first_steps": 0, "every_steps": None},
         },

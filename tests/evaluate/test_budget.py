@@ -20,7 +20,11 @@ from sdtm_fx.runtime.schedules import CallSize
 from sdtm_fx.toy.pipeline import ToySD3Pipeline
 from tests.evaluate.tiny import SIZE, SMALL, tiny_pipeline
 
-PLAIN = {"reuse": None, "keep_dense": {"first_steps": 1, "last_steps": 1, "every_steps": None}}
+PLAIN = {
+    "stages.detail.method": {"name": "local_match"},
+    "reuse": None,
+    "keep_dense": {"first_steps": 1, "last_steps": 1, "every_steps": None},
+}
 
 
 def shipped(name: str, **changes: Any) -> Recipe:

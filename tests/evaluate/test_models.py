@@ -73,7 +73,9 @@ def test_models_that_are_not_there_are_errors(tmp_path: Path) -> None:
 
 def test_a_checkpoint_folder_is_evaluated(tmp_path: Path) -> None:
     pipe = ModelSource(str(save_checkpoint(tmp_path))).load()
-    recipe = load_recipe("sd3-medium").override({"sites.*.expect": None, "plan.round_to": 16}, reuse=None)
+    recipe = load_recipe("sd3-medium-few").override(
+        {"sites.*.expect": None, "plan.round_to": 16, "layers": []}
+    )
     found = evaluate(
         pipe, [Row("merged", "merged", recipe)], prompts=["a lighthouse", "a cat", "a dog"], seeds=range(3),
         steps=4, height=16, width=24, guidance_scale=4.0, batch=2,

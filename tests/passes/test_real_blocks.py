@@ -37,11 +37,18 @@ def shipped(name: str, **changes: Any) -> Recipe:
     return load_recipe(name).override({"sites.*.expect": None, "plan.round_to": 1}, **changes)
 
 
+def merging(name: str, **changes: Any) -> Recipe:
+    """The same with tokens that merge in both stages."""
+    detail: dict[str, Any] = {"method": {"name": "local_match", "window": [2, 2], "radius": 1}}
+    sites = {"sites": ["ff", "single_ff"]} if name.startswith("flux") else {}
+    return shipped(name, stages={"detail": {**detail, **sites}}).override(**changes)
+
+
 @functools.cache
 def rewrite_blocks(name: str) -> tuple[nn.Module, ProgramCache, dict[str, Program], dict[str, Any]]:
     """Model, cache, program and example call of every block."""
     family, build = MODELS[name]
-    model, rules = build(), shipped(name)
+    model, rules = build(), merging(name)
     places: dict[str, list[SitePlace]] = {}
     index = {spec.id: i for i, spec in enumerate(rules.sites)}
     for m in match_sites(model, rules.sites):
@@ -96,7 +103,7 @@ def test_passes_apply_exactly_so_often(name: str, path: str, variant: Variant) -
 @pytest.mark.parametrize("name", MODELS)
 def test_refreshes_store_exactly_what_their_stage_takes(name: str) -> None:
     _, _, programs, _ = rewrite_blocks(name)
-    rules = shipped(name)
+    rules = merging(name)
     for program in programs.values():
         for stage in range(len(rules.stages)):
             merge, refresh = Variant(stage=stage), dense_variant(rules, stage)
@@ -113,7 +120,7 @@ def _site_names(code: str, call: str) -> list[str]:
 @pytest.mark.parametrize("name", MODELS)
 def test_a_plan_that_removes_nothing_is_the_dense_block(name: str) -> None:
     model, _, programs, calls = rewrite_blocks(name)
-    rules = shipped(name)
+    rules = merging(name)
     generator = torch.Generator().manual_seed(0)
     for path, program in programs.items():
         block = model.get_submodule(path)
@@ -146,11 +153,13 @@ def test_the_variants_of_a_recipe() -> None:
     merges, plain = {Variant(stage=0), Variant(stage=1)}, Variant(stage=None)
     first, second = Variant(stage=None, refresh=0), Variant(stage=None, refresh=1)
     # Both stages merge the same sites, so the dense steps before them store the same.
-    assert set(variants_of(shipped("sd3-medium"))) == merges | {first, plain}
-    fewer = shipped("sd3-medium", stages={"detail": {"sites": ["ff"]}})
+    assert set(variants_of(merging("sd3-medium"))) == merges | {first, plain}
+    fewer = merging("sd3-medium", stages={"detail": {"sites": ["ff"]}})
     assert set(variants_of(fewer)) == merges | {first, second, plain}
-    assert set(variants_of(shipped("sd3-medium", reuse=None))) == merges | {plain}
-    star = shipped(
+    skipping = shipped("sd3-medium", stages={"detail": {"method": {"name": "skip"}}})
+    assert set(variants_of(skipping)) == merges | {first, second, plain}
+    assert set(variants_of(merging("sd3-medium", reuse=None))) == merges | {plain}
+    star = merging(
         "sd3-medium", reuse=None, stages={"structure": {"ratio": {"threshold": 0.5, "start": 0.5}}}
     )
     assert set(variants_of(star)) == merges | {plain, Variant(stage=None, measure=0)}

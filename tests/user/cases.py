@@ -21,6 +21,7 @@ CURVE = {
     "keep_dense": {"first_steps": 1, "last_steps": 1, "every_steps": 3},
     "reuse": {"order": 1, "weight": 0.1},
     "stages.structure.until": 0.4,
+    "stages.detail.method": {"name": "local_match", "window": [2, 2], "radius": 1},
 }
 SD3_SITES = {"stages.structure.sites": ["attn", "ff"], "stages.detail.sites": ["ff"], "plan.share": ["cfg"]}
 SD35_SITES = {**SD3_SITES, "stages.structure.sites": ["attn", "attn2", "ff"]}
