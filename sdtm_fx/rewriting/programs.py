@@ -101,11 +101,10 @@ class ProgramCache:
             SiteError: A site is not what the recipe says.
             PassError: A pass failed.
         """
-        sites = tuple((p.site_index, p.local) for p in places)
         made, given = construction(block), leaf_construction(leaves)
         if made is None or given is None:
             return self._of_structure(block, key, leaves, places, spans)
-        known = (made, given, key, sites, spans)
+        known = (made, given, key, _inside(places), spans)
         if known not in self.traced:
             self.traced[known] = self._of_structure(block, key, leaves, places, spans)
         return self.traced[known]
@@ -119,11 +118,18 @@ class ProgramCache:
         spans: Spans,
     ) -> Program:
         capture = capture_block(block, key, leaves)
-        sites = tuple((p.site_index, p.local) for p in places)
         opened = attention_texts(self.recipe, block, capture, places)
         # Blocks of other widths have equal graphs, but do not cost the same: the levels of a U-Net.
         widths = tuple(leaf.shape[-1] for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.ndim == 3)
-        structure = (key, str(capture.graph), leaf_traits(block, capture), sites, spans, opened, widths)
+        structure = (
+            key,
+            str(capture.graph),
+            leaf_traits(block, capture),
+            _inside(places),
+            spans,
+            opened,
+            widths,
+        )
         if structure not in self.programs:
             self.programs[structure] = _rewrite(self.recipe, block, capture, places, spans)
         return self.programs[structure]
@@ -143,6 +149,11 @@ class ProgramCache:
     def refreshes(self, served: int, stage: int) -> bool:
         """Whether a dense step that stores features for one stage stores all that another stage reads."""
         return stores_enough(self.recipe, self.programs.values(), served, stage)
+
+
+def _inside(places: tuple[SitePlace, ...]) -> tuple[tuple[int, str], ...]:
+    """Which sites are where in a block, whichever block it is."""
+    return tuple((place.site_index, place.local) for place in places)
 
 
 def stores_enough(recipe: Recipe, programs: Iterable[Program], served: int, stage: int) -> bool:

@@ -144,6 +144,13 @@ def test_the_suggestion_is_a_valid_recipe(base: str) -> None:
     assert all((stage.ratio is not None) == stage.method.merges for stage in recipe.stages)
 
 
+def test_stages_that_skip_get_no_ratio() -> None:
+    data = suggest(analysis(*STRUCTURE_THEN_DETAIL)).as_recipe("sd3-medium-forecast")
+    assert data is not None
+    assert data["stages"] == {"structure": {"until": 0.4}}
+    assert [stage.ratio for stage in sdtm_fx.load_recipe(data).stages] == [None, None]
+
+
 def test_a_recipe_that_is_not_shipped_is_not_extended() -> None:
     assert suggest(analysis(*STRUCTURE_THEN_DETAIL)).as_recipe("mine") is None
 

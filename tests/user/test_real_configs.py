@@ -45,9 +45,8 @@ def test_a_released_config_is_rewritten_in_seconds(
         model = make().to(torch.bfloat16)
     started = time.process_time()
     sdtm_fx.rewrite(model, recipe)
-    assert (
-        time.process_time() - started < 15
-    )  # 5 where nothing else runs: a machine that shares its caches takes twice as long
+    # 5 where nothing else runs: a machine that shares its caches takes twice as long.
+    assert time.process_time() - started < 15
     rewriting = the_rewriting(model)
     assert len(rewriting.cache.programs) == structures
     assert len(rewriting.bindings) == blocks
