@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from sdtm_fx.capture.arguments import Leaf
+from sdtm_fx.cost.block_cost import BlockCost, measure_block
 from sdtm_fx.cost.counter import Macs
 from sdtm_fx.cost.inner import InnerCost, measure_inner
 from sdtm_fx.cost.planning import PlanCost, plan_cost
-from sdtm_fx.cost.saving import BlockCost, measure_block
 from sdtm_fx.cost.trial import Trial
 from sdtm_fx.grids import TokenGrid, tokens_on
 from sdtm_fx.layer_rates import LayerRates

@@ -4,24 +4,16 @@ Removing R of N image tokens saves linear work in proportion to R, and attention
 (T text tokens, and registers of the model's own) in proportion to L^2 - (L - R)^2; attention of image tokens to text
 alone, in proportion to R T; where keys alone are merged, nothing linear, and attention in proportion to L R; linear
 attention, which never compares two tokens, in proportion to R. The factors are counted once per block structure, by
-running its graphs on fake tensors for two values of R; sizes enter afterwards. A skipped site may leave out its text
-tokens too: how much of its linear work runs on text, the lengths of the sequences tell.
+running its graphs on fake tensors for two values of R; sizes enter afterwards.
 """
 
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-import torch
-
 from sdtm_fx.cost.counter import Attended, MacCounter, Macs
-from sdtm_fx.cost.extra import Extra, fit_extra
-from sdtm_fx.cost.planning import score_macs
-from sdtm_fx.cost.trial import Trial
-from sdtm_fx.grids import tokens_on
 
 _ROUNDING = 1e-9  # what the quotients of two whole numbers of MACs may differ by
 
@@ -41,7 +33,8 @@ class Saving:
         fixed: MACs of linear layers per sample that are saved whatever the size: modulations of what is skipped.
         cross: MACs per removed token and text token, where image tokens attend to text alone; per removed token where
             the call has no text.
-        keys: MACs per sample, query and removed key, where keys alone are merged.
+        keys: MACs per sample, query and removed key, where keys alone are merged, or where image tokens among
+            themselves are skipped.
         keys_text: Part of the text that stands among those queries.
         skips: Whether sites are left out whole: tokens that are never merged go there too.
         products: MACs per removed token of products that are no linear layers and compare no tokens: linear attention.
@@ -77,81 +70,6 @@ class Saving:
         attention = self.attention * (sequence**2 - left**2) + self.cross * remove * (text or 1)
         keys = self.keys * (tokens + self.always + self.keys_text * text) * remove
         return Macs(linear, linear + self.products * remove + attention + keys)
-
-
-@dataclass(frozen=True)
-class BlockCost:
-    """The cost of one block in one stage.
-
-    Attributes:
-        saving: What the stage saves in the whole block, the search for tokens left out.
-        sites: The same at each site, by path inside the block; what lies between sites is in `saving` only.
-        width: Channels that similarity is computed from.
-        dense: MACs of the whole block at the measured size, per sample, nothing removed.
-        size: Image and text tokens of the measured size, protected and reference tokens among the former.
-        moved: Channels that are brought into slots and back, over all merges and unmerges of the block.
-        extra: What the stage adds and saves beside products, the search for tokens left out; None where only
-            products were counted.
-    """
-
-    saving: Saving
-    sites: dict[str, Saving]
-    width: int
-    dense: Macs
-    size: tuple[int, int]
-    extra: Extra | None
-    moved: int = 0
-
-    def dense_at(self, tokens: int, text: int) -> float:
-        """Total MACs per sample without merging, scaled from the measured size; good to a few percent.
-
-        Args:
-            tokens: Image tokens, with those that are never merged.
-            text: Text tokens.
-        """
-        grown = (tokens + text) / sum(self.size)
-        return self.dense.linear * grown + self.dense.attention * grown**2
-
-
-def measure_block(trial: Trial, text: int) -> BlockCost | None:
-    """Measure a block in a stage, on the example call that it was captured with.
-
-    Args:
-        trial: The block and the stage; its program has the variants of the stage without the sites left out.
-        text: Text tokens of the example.
-
-    Returns:
-        The cost, None when the stage leaves the block alone.
-    """
-    if trial.variant.key not in trial.program.functions:
-        return None
-    sequence, method = trial.sequence, trial.recipe.stages[trial.stage].method
-    batch, width, tokens, beside = sequence.shape[0], sequence.shape[-1], tokens_on(trial.grid), trial.beside
-    with torch.no_grad(), sequence.fake_mode:
-        dense, stored, merged = trial.run(batch)
-    extra = None
-    if trial.with_extra:
-        added = {remove: counter.effort - dense.effort for remove, counter in merged.items()}
-        extra = fit_extra(added, stored.effort - dense.effort, tokens, batch, sequence.dtype.itemsize)
-    counted = {remove: counter.products for remove, counter in merged.items()}
-    moved = trial.program.moved.get(trial.variant, 0)
-    if method.merges:
-        plans = 1 if "batch" in trial.recipe.plan.share else batch
-        scoring = score_macs(method, trial.grid, text + beside, width) * plans
-        keyed = (
-            key_savings(dense.products, counted, batch, tokens + beside, text) if trial.merges_keys else {}
-        )
-        # Products that merge and unmerge follow a law of their own; `moved` stands for them.
-        moving = {n: Macs(0.0, float(trial.per_channel(n) * moved * batch)) for n in counted}
-        besides = {n: scoring + macs for n, macs in moving.items()}
-        whole = tokens + beside
-        saving, sites = saving_of_merging(dense.products, counted, keyed, besides, batch, whole, text)
-    else:
-        (skipped,) = counted.values()
-        left = functools.partial(_skipped, dense.products, skipped, batch, tokens + beside, text)
-        saving, sites = left(None), {name: left(name) for name in dense.products.inside}
-    macs, size = dense.products.macs * (1 / batch), (tokens + beside, text)
-    return BlockCost(saving, sites, width, macs, size, extra, moved if method.merges else 0)
 
 
 def saving_of_merging(
@@ -201,28 +119,29 @@ def _fit_site(
 ) -> Saving:
     """What merging saves in the block (None) or at one site: products that compare tokens by one law, others by
     another."""
-    before = _comparing_nothing(dense, name)
-    other = {r: before - _comparing_nothing(m, name) + besides.get(r, 0.0) for r, m in merged.items()}
+    before = comparing_nothing(dense, name)
+    other = {r: before - comparing_nothing(m, name) + besides.get(r, 0.0) for r, m in merged.items()}
     comparing = {remove: macs - Macs(0.0, other[remove]) for remove, macs in saved.items()}
     most = max(other)
-    always = _registers(dense, tokens, text, name)
+    always = registers(dense, tokens, text, name)
     fitted = _fit(comparing, batch, tokens + always, text)
     return replace(fitted, products=other[most] / batch / most, always=always if fitted.attention else 0.0)
 
 
-def _comparing_nothing(counter: MacCounter, name: str | None) -> float:
+def comparing_nothing(counter: MacCounter, name: str | None) -> float:
     """MACs of products that are neither linear layers nor attention."""
     macs = counter.macs if name is None else counter.inside[name]
-    return macs.attention - sum(call.macs for call in _attended(counter, name))
+    return macs.attention - sum(call.macs for call in attended(counter, name))
 
 
-def _attended(counter: MacCounter, name: str | None) -> list[Attended]:
+def attended(counter: MacCounter, name: str | None) -> list[Attended]:
+    """The calls of attention in the block (None) or at one site."""
     return [call for call in counter.attended if name is None or name in call.inside]
 
 
-def _registers(dense: MacCounter, tokens: int, text: int, name: str | None) -> float:
+def registers(dense: MacCounter, tokens: int, text: int, name: str | None) -> float:
     """Tokens that stand beside image and text where a sequence attends to itself."""
-    lengths = [call.queries for call in _attended(dense, name) if call.queries == call.keys]
+    lengths = [call.queries for call in attended(dense, name) if call.queries == call.keys]
     return float(max(0, max(lengths, default=0) - tokens - text))
 
 
@@ -270,23 +189,3 @@ def _fit(saved: dict[int, Macs], batch: int, tokens: float, text: int) -> Saving
     attention = (steep - flat) / (many - few)
     sequence = (flat / attention + many) / 2
     return Saving(linear, attention / batch, (sequence - tokens) / text if text else 0.0)
-
-
-def _skipped(
-    dense: MacCounter, skipped: MacCounter, batch: int, tokens: int, text: int, name: str | None
-) -> Saving:
-    """What leaving sites out saves in the block (None) or at one site, from one count of each."""
-    before, after = (c.macs if name is None else c.inside[name] for c in (dense, skipped))
-    saved, rows = before - after, Counter(dense.rows[name])
-    rows.subtract(skipped.rows[name])
-    # A layer on both streams in one sequence counts for each by its tokens.
-    on_text = rows[text] + rows[tokens + text] * text / (tokens + text) if text not in (0, tokens) else 0.0
-    text_linear = on_text / text / batch if on_text else 0.0
-    fixed = rows[0] / batch
-    linear = (saved.linear / batch - text_linear * text - fixed) / tokens
-    if not saved.attention:
-        return Saving(linear, 0.0, 0.0, text_linear, fixed=fixed, skips=True)
-    names = dense.inside if name is None else (name,)
-    skips_text = any(dense.inside[n].attention and not skipped.inside[n].attention for n in names)
-    pairs = (tokens + text) ** 2 - (0 if skips_text else text**2)
-    return Saving(linear, saved.attention / batch / pairs, 1.0, text_linear, skips_text, fixed, skips=True)

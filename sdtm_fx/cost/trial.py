@@ -91,14 +91,21 @@ class Trial:
         method, row = self._inside.method, (1, slots)
         return _small_and_large(method, row) if method.capacity(row) else ()
 
-    def run(self, batch: int) -> tuple[EffortCounter, EffortCounter, dict[int, EffortCounter]]:
-        """Count the dense block, the one that stores features, and the merged one, the plan being given."""
+    def run(
+        self, batch: int
+    ) -> tuple[EffortCounter, EffortCounter, dict[int, EffortCounter], dict[str, int]]:
+        """Count the dense block, the one that stores features, and the merged one, the plan being given.
+
+        Returns:
+            The counts, and the bytes that are stored, by name of the feature.
+        """
         slope, now = (torch.zeros((), device=self.sequence.device) for _ in range(2))
         state = BranchState(slope=slope, now=now)
         dense = self._count(None, 0, state, {})
         stored = self._count(self._refresh, 0, state, {})  # stores what the stage may forecast from
+        held = {name: feature.bytes() for (_, name), feature in state.features.items()}
         merged = {n: self._count(self.variant, n, state, self._plan(n, batch)) for n in self.counts()}
-        return dense, stored, merged
+        return dense, stored, merged, held
 
     def count_inside(self, remove: int, further: int, batch: int) -> EffortCounter:
         """Count the block inside of its span, plans being given.

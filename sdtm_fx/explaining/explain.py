@@ -12,6 +12,7 @@ from sdtm_fx.capture.example import ExampleSize, example_call, takes_text
 from sdtm_fx.cost.counter import MacCounter, Macs
 from sdtm_fx.cost.decision import GateDecision
 from sdtm_fx.cost.saving import Saving
+from sdtm_fx.explaining.memory import feature_bytes
 from sdtm_fx.explaining.render import render
 from sdtm_fx.explaining.report import Explanation, GatedSite, GateReport, PhaseReport, SiteReport
 from sdtm_fx.explaining.spans import removed_further, short_span, span_reports
@@ -106,6 +107,7 @@ def _explain(model: torch.nn.Module, rewriting: Rewriting, steps: int, size: Exa
                 references=size.references,
             )  # fmt: skip
         phases.append(_phase_report(recipe.stages, schedule, index, counter.macs - saved))
+    stages = {p.stage: _left_out(decision, p) for p in schedule.phases if p.stage is not None}
     notes = {note: None for program in rewriting.cache.programs.values() for note in program.notes}
     return Explanation(
         model=type(model).__name__,
@@ -126,6 +128,7 @@ def _explain(model: torch.nn.Module, rewriting: Rewriting, steps: int, size: Exa
         gate=_gate_report(rewriting, decision),
         notes=tuple(notes),
         state_bytes=rewriting.runtime.state.bytes(),
+        feature_bytes=feature_bytes(cost, stages, size.grid, size.references) * size.batch,
         protected=recipe.tokens.protected(size.grid),
         references=size.references,
     )

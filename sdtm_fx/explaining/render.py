@@ -49,7 +49,8 @@ def render(e: Explanation) -> RenderableType:
     if e.spans:
         parts.append(_span_table(e))
     if any(p.stores for p in e.phases):
-        parts.append(Text("* stores features for later steps"))
+        size = f"{e.feature_bytes / 2**20:,.1f} MiB"
+        parts.append(Text(f"* stores features for later steps: {size} in all, for each call of a step"))
     if any(e.state_bytes.values()):
         held = ", ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in e.state_bytes.items())
         parts.append(Text(f"held across steps: {held}"))

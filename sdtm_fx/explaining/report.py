@@ -147,6 +147,8 @@ class Explanation:
         gate: What the cost gate left out, or why it did nothing.
         notes: What was not done, and why.
         state_bytes: Memory held across steps right now, in bytes, by purpose.
+        feature_bytes: Memory that a generation will hold for forecasts, in bytes, for each call of a step: guidance
+            halves that are called apart hold as much each.
         protected: Image tokens of protected frames, beside those of the grid.
         references: Tokens of reference images.
     """
@@ -169,6 +171,7 @@ class Explanation:
     gate: GateReport
     notes: tuple[str, ...]
     state_bytes: dict[str, int]
+    feature_bytes: float
     protected: int = 0
     references: int = 0
 

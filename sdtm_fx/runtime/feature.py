@@ -59,6 +59,10 @@ class Feature:
         """All that is held, by name."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
+    def bytes(self) -> int:
+        """What it takes in memory."""
+        return sum(value.nbytes for value in self.tensors().values())
+
     def record(self, value: torch.Tensor, now: torch.Tensor | None = None) -> None:
         """Store a dense output in place; `BranchState.shift` has moved the one before."""
         self.newer.copy_(value.detach())  # no history: it would grow with every step

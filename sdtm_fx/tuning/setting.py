@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sdtm_fx.errors import SdtmFxError
+from sdtm_fx.recipe.extend import list_recipes
 from sdtm_fx.recipe.schema import Recipe
 
 
@@ -92,9 +93,11 @@ def setting_of(recipe: Recipe, steps: int, *, removed: float, base: int = 0) -> 
     """
     for stage in recipe.stages:
         if not stage.method.merges:
+            merging = f"{recipe.name}-merge"
+            such = f", such as {merging}," if merging in list_recipes() else ""
             raise SdtmFxError(
                 f"tune: {recipe.name}: found method {stage.method.name} in stage {stage.name!r}; accepted a recipe "
-                "whose stages merge: forecasting them altogether is part of what is tried"
+                f"whose stages merge{such} since forecasting them altogether is part of what is tried"
             )
         spans = [site for site in stage.sites if site in {span.id for span in recipe.spans}]
         if spans:

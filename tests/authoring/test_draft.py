@@ -30,9 +30,9 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
         for case in FAMILIES
         if case.recipe_name != "z-image" and not case.recipe_name.endswith("-keys")
     },
-    "sd3-medium": lambda: tiny_sd3_transformer(layers=2),
+    "sd3-medium-merge": lambda: tiny_sd3_transformer(layers=2),
     "sd3.5-medium": sd35_medium,
-    "flux.1-dev": lambda: tiny_flux_transformer(layers=2, single_layers=2),
+    "flux.1-dev-merge": lambda: tiny_flux_transformer(layers=2, single_layers=2),
     "sdxl": tiny_sdxl,
 }
 
@@ -79,7 +79,10 @@ DIFFERENCES: dict[str, Difference] = {
     # The lengths of the text are for older versions of diffusers alone.
     "qwen-image": Difference(inputs=("txt_seq_lens",), share=()),
     "qwen-image-edit": Difference(inputs=("txt_seq_lens",), share=()),
-    "flux.1-kontext": Difference(tokens="that reference images follow is not in the config"),
+    "flux.1-kontext": Difference(
+        tokens="that reference images follow is not in the config",
+        settings="late steps are forecast by hand; a draft merges in both stages, as `tune` takes it",
+    ),
     # Its one table of positions serves the whole batch, and guidance is an argument of some checkpoints only.
     "flux.2": Difference(
         inputs=("guidance",),

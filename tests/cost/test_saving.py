@@ -11,9 +11,9 @@ from torch import nn
 
 from sdtm_fx.capture.arguments import Key
 from sdtm_fx.capture.blocks import capture_outer
+from sdtm_fx.cost.block_cost import BlockCost, measure_block
 from sdtm_fx.cost.counter import MacCounter, Macs
 from sdtm_fx.cost.planning import plan_macs
-from sdtm_fx.cost.saving import BlockCost, measure_block
 from sdtm_fx.cost.trial import Trial
 from sdtm_fx.methods import SSM, LocalMatch, Skip
 from sdtm_fx.recipe.schema import Recipe
@@ -26,6 +26,7 @@ from tests.passes.working import Calls
 from tests.zoo import ZOO
 
 FAMILIES = MODELS | {
+    "sd3-medium-merge": MODELS["sd3-medium"],
     "sd3-medium-forecast": MODELS["sd3-medium"],
     "flux.1-dev-forecast": MODELS["flux.1-dev"],
     "sd3-medium, keys": MODELS["sd3-medium"],
@@ -35,17 +36,31 @@ FAMILIES = MODELS | {
     "auraflow, keys": ("auraflow", ZOO["auraflow"].build),
     "sana": ("sana", ZOO["sana"].build),
     "pixart-sigma": ("pixart", ZOO["pixart"].build),
+    "pixart-sigma, skip": ("pixart", ZOO["pixart"].build),
+    "sana, skip": ("sana", ZOO["sana"].build),
+    "auraflow, skip": ("auraflow", ZOO["auraflow"].build),
 }
-KEYS: dict[str, Any] = {"sites.attn.merge": "keys", "stages.structure.method": {"name": "todo"}}
+KEYS: dict[str, Any] = {
+    "sites.attn.merge": "keys",
+    "stages.structure.method": {"name": "todo"},
+    "stages.detail.method": {"name": "local_match"},
+}
 FLUX_KEYS = {
     "sites.single_attn.merge": "keys",
     "stages.structure.sites": ["attn", "single_attn", "single_ff"],
+    "stages.detail.sites": ["ff"],
 }
+SKIP: dict[str, Any] = {"stages.*.method": {"name": "skip"}}
+ACROSS_TOO = {"stages.structure.sites": ["self", "cross", "ff"]}
 
 
 def rules_of(name: str) -> Recipe:
-    recipe, _, keyed = name.partition(", ")
-    more = {} if not keyed else KEYS | (FLUX_KEYS if recipe == "flux.1-dev" else {})
+    recipe, _, how = name.partition(", ")
+    more = {"": {}, "keys": KEYS, "skip": SKIP}[how]
+    if how == "keys" and recipe == "flux.1-dev":
+        more = more | FLUX_KEYS
+    if how == "skip" and recipe == "pixart-sigma":
+        more = more | ACROSS_TOO
     return shipped(recipe).override(more)
 
 
@@ -106,7 +121,7 @@ def direct(
 
 CASES = [
     ("sd3-medium", "transformer_blocks.0", 0),
-    ("sd3-medium", "transformer_blocks.0", 1),
+    ("sd3-medium-merge", "transformer_blocks.0", 1),
     ("sd3-medium", "transformer_blocks.2", 0),
     ("sd3.5-medium", "transformer_blocks.0", 0),
     ("flux.1-dev", "transformer_blocks.0", 0),
@@ -142,21 +157,27 @@ def test_the_closed_form_is_the_direct_count(
 
 @pytest.mark.parametrize("size", OTHERS, ids=str)
 @pytest.mark.parametrize(
-    ("name", "path"),
+    ("name", "path", "stage"),
     [
-        ("sd3-medium-forecast", "transformer_blocks.0"),
-        ("sd3-medium-forecast", "transformer_blocks.2"),
-        ("flux.1-dev-forecast", "transformer_blocks.0"),
-        ("flux.1-dev-forecast", "single_transformer_blocks.0"),
+        ("sd3-medium-forecast", "transformer_blocks.0", 0),
+        ("sd3-medium-forecast", "transformer_blocks.2", 0),
+        ("sd3.5-medium", "transformer_blocks.0", 1),  # and attention of image tokens among themselves
+        ("flux.1-dev-forecast", "transformer_blocks.0", 0),
+        ("flux.1-dev-forecast", "single_transformer_blocks.0", 0),
+        ("flux.1-dev", "single_transformer_blocks.0", 1),
+        ("pixart-sigma, skip", "transformer_blocks.0", 0),  # and attention to text alone
+        ("sana, skip", "transformer_blocks.0", 0),  # linear attention
+        ("auraflow, skip", "joint_transformer_blocks.0", 0),  # registers stand beside the text
+        ("auraflow, skip", "single_transformer_blocks.0", 0),
     ],
 )
 def test_skipped_sites_save_what_they_spend_on_text_too(
-    name: str, path: str, size: tuple[int, tuple[int, int], int]
+    name: str, path: str, stage: int, size: tuple[int, tuple[int, int], int]
 ) -> None:
-    cost = measured(name, path, 0)[3]
+    cost = measured(name, path, stage)[3]
     tokens = size[1][0] * size[1][1]
     saved = cost.saving.at(tokens, size[2], tokens) * size[0]
-    dense, counted = direct(name, path, 0, size, tokens)
+    dense, counted = direct(name, path, stage, size, tokens)
     assert saved.linear == pytest.approx(counted.linear, rel=1e-9)
     assert saved.total == pytest.approx(counted.total, rel=1e-6)
     assert 0 < saved.total <= dense.total

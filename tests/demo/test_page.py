@@ -17,7 +17,7 @@ from sdtm_fx.demo.pictures import data_uri, difference, merged_share, shaded, sh
 from sdtm_fx.demo.tasks import predicted_images
 
 STEPS = 6
-RECIPES = ("toy-sd3", "paper/sd3-medium", "sd3-medium-forecast")
+RECIPES = ("toy-sd3-merge", "paper/sd3-medium", "sd3-medium-forecast")
 VOID = {"meta", "img", "br", "input"}
 SHAPES = {"path", "image", "rect", "line"}
 

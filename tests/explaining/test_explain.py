@@ -58,15 +58,19 @@ CASES = {
         {"stages.detail.sites": ["ff"], "stages.detail.method": {"name": "idm", "probe_queries": 16}},
     ),
     "keys": (
-        lambda: tiny_sd3_transformer(layers=3), "sd3-medium", _sd3_call,
+        lambda: tiny_sd3_transformer(layers=3), "sd3-medium-merge", _sd3_call,
         {"sites.attn.merge": "keys", "stages.detail.method": {"name": "todo"}, "plan.proportional": True},
     ),
     "keys, dual attention": (
         lambda: tiny_sd3_transformer(layers=3, dual_attention_layers=(0, 1), qk_norm="rms_norm"),
-        "sd3.5-medium", _sd3_call, {"sites.attn.merge": "keys", "sites.attn2.merge": "keys"},
+        "sd3.5-medium", _sd3_call,
+        {
+            "sites.attn.merge": "keys", "sites.attn2.merge": "keys",
+            "stages.detail.method": {"name": "local_match"},
+        },
     ),
     "keys, flux": (
-        lambda: tiny_flux_transformer(layers=1, single_layers=2), "flux.1-dev", _flux_call,
+        lambda: tiny_flux_transformer(layers=1, single_layers=2), "flux.1-dev-merge", _flux_call,
         {
             "sites.attn.merge": "keys", "sites.single_attn.merge": "keys", "ratio": {"curve": "full"},
             "stages.structure.sites": ["attn", "single_attn"], "stages.structure.method": {"name": "todo", "factor": 3},
@@ -117,7 +121,9 @@ def test_sd3_medium_costs_what_the_paper_says() -> None:
 
 def test_sites_say_what_is_merged_and_why_not() -> None:
     model = tiny_sd3_transformer(layers=3)
-    sdtm_fx.rewrite(model, sdtm_fx.load_recipe("sd3-medium").override({**EARLY, "keep_dense.layers": [-1]}))
+    sdtm_fx.rewrite(
+        model, sdtm_fx.load_recipe("sd3-medium-merge").override({**EARLY, "keep_dense.layers": [-1]})
+    )
     report = sdtm_fx.explain(model, steps=10, grid=GRID, batch=2, text=5, quiet=True)
     assert report.kept_dense == ("transformer_blocks.2",)
     assert {s.path for s in report.sites} == {
@@ -142,7 +148,7 @@ def test_fewer_keys_are_told_apart_from_fewer_tokens() -> None:
         "stages.structure.method": {"name": "todo"},
         "ratio": {"curve": "full"},
     }
-    sdtm_fx.rewrite(model, sdtm_fx.load_recipe("sd3-medium").override({**EARLY, **keyed}))
+    sdtm_fx.rewrite(model, sdtm_fx.load_recipe("sd3-medium-merge").override({**EARLY, **keyed}))
     report = sdtm_fx.explain(model, steps=10, grid=GRID, batch=2, text=5, quiet=True)
     phase = next(i for i, p in enumerate(report.phases) if p.label == "structure")
     attn, ff = (next(s for s in report.sites if s.phase == phase and s.site == id) for id in ("attn", "ff"))
@@ -160,7 +166,7 @@ def test_fewer_keys_are_told_apart_from_fewer_tokens() -> None:
 
 def test_report_is_plain_data_and_text() -> None:
     model = tiny_sd3_transformer(layers=2)
-    sdtm_fx.rewrite(model, sdtm_fx.load_recipe("sd3-medium").override(EARLY))
+    sdtm_fx.rewrite(model, sdtm_fx.load_recipe("sd3-medium-merge").override(EARLY))
     report = sdtm_fx.explain(model, steps=10, grid=GRID, batch=2, text=5, quiet=True)
     data = json.loads(json.dumps(report.as_dict()))
     assert data["theoretical_speedup"] == report.theoretical_speedup > 1
@@ -173,7 +179,7 @@ def test_report_is_plain_data_and_text() -> None:
 
 def test_explain_prints_unless_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     model = tiny_sd3_transformer(layers=2)
-    sdtm_fx.rewrite(model, sdtm_fx.load_recipe("sd3-medium").override(EARLY))
+    sdtm_fx.rewrite(model, sdtm_fx.load_recipe("sd3-medium-merge").override(EARLY))
     sdtm_fx.explain(model, grid=GRID, quiet=True)
     assert capsys.readouterr().out == ""
     sdtm_fx.explain(model, grid=GRID)
@@ -182,8 +188,9 @@ def test_explain_prints_unless_quiet(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_size_defaults_to_the_last_generation_and_memory_is_counted() -> None:
     pipe = tiny_sd3_pipeline(layers=2)
-    sdtm_fx.rewrite(pipe, sdtm_fx.load_recipe("sd3-medium").override(EARLY))
+    sdtm_fx.rewrite(pipe, sdtm_fx.load_recipe("sd3-medium-merge").override(EARLY))
     assert sdtm_fx.explain(pipe, quiet=True).grid == (4, 4)  # sample_size 8, patch 2
+    told = sdtm_fx.explain(pipe, steps=7, grid=GRID, batch=2, text=5, quiet=True)
     call = _sd3_call()
     with torch.no_grad(), sdtm_fx.steps(pipe, 7) as clock:
         for _ in range(7):
@@ -195,7 +202,8 @@ def test_size_defaults_to_the_last_generation_and_memory_is_counted() -> None:
     features = (
         2 * 2 * 2 * GRID[0] * GRID[1] * width * 4 * 2
     )  # blocks, sites, samples, tokens, channels, bytes, order 1
-    assert report.state_bytes["features"] == features
+    assert report.state_bytes["features"] == told.feature_bytes == report.feature_bytes == features
+    assert f"stores features for later steps: {features / 2**20:.1f} MiB in all" in as_text(report)
     assert "held across steps" in as_text(report)
 
 

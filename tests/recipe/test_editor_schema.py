@@ -7,7 +7,7 @@ import pytest
 
 from sdtm_fx.recipe import Recipe, json_schema
 
-HEAD = {"version": 1, "name": "child", "extends": "sd3-medium"}
+HEAD = {"version": 1, "name": "child", "extends": "sd3-medium-merge"}
 
 
 @pytest.fixture(scope="module")

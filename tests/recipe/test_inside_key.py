@@ -13,7 +13,7 @@ INSIDE: dict[str, Any] = {"sites": ["ff"], "method": {"name": "tome", "window": 
 PLAIN: dict[str, Any] = {
     "version": 1,
     "name": "stacked",
-    "extends": "sd3-medium",
+    "extends": "sd3-medium-merge",
     "spans": [{"id": "body", "first": 4, "last": -1, "output": 1}],
     "stages": {"*": {"sites": ["body"], "inside": INSIDE}},
     "reuse": None,

@@ -14,7 +14,7 @@ SPAN = {"id": "body", "first": 4, "last": -1, "output": 1}
 PLAIN: dict[str, Any] = {
     "version": 1,
     "name": "spanned",
-    "extends": "sd3-medium",
+    "extends": "sd3-medium-merge",
     "spans": [SPAN],
     "stages": {"*": {"sites": ["body"]}},
     "reuse": None,

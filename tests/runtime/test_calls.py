@@ -261,16 +261,17 @@ def test_a_made_up_refresh_does_not_leave_an_old_plan_behind(model: nn.Module) -
         assert {p.removed for p in branch.plans.values()} == {6}
 
 
-def flux_phases(name: str) -> str:
+def flux_phases(name: str, changes: dict[str, Any]) -> str:
     flux = tiny_flux_transformer(layers=1, single_layers=1)
-    recipe = load_recipe(name).override({"sites.*.expect": None, "plan.round_to": 1})
+    recipe = load_recipe(name).override({"sites.*.expect": None, "plan.round_to": 1, **changes})
     with generation(flux, recipe, steps=20) as (clock, runtime):
         return "".join(phases(flux, runtime, clock, 20, flux_inputs(1, (4, 6), 5)))
 
 
 def test_a_new_stage_that_stored_other_features_is_refreshed_first() -> None:
     # With attention merged early, single blocks store both branches as one; later only the MLP's half.
-    plain, merged = flux_phases("flux.1-dev"), flux_phases("flux.1-dev-attention")
+    late = {"stages.detail": {"sites": ["ff", "single_ff"], "method": {"name": "local_match"}}}
+    plain, merged = flux_phases("flux.1-dev", late), flux_phases("flux.1-dev-attention", late)
     assert plain[8] == "m"  # the first step of the second stage
     assert merged[8] == "R"
     assert merged[:8] == plain[:8]

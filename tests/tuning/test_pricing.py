@@ -17,7 +17,7 @@ from sdtm_fx.tuning.setting import Setting, setting_of
 @pytest.fixture(scope="module")
 def flux() -> Pricing:
     """Two stages that merge different sites, on blocks of two kinds: one of them stores nothing for the other."""
-    base = load_recipe("toy-flux").override({"stages.structure.sites": ["ff"]})
+    base = load_recipe("toy-flux-merge").override({"stages.structure.sites": ["ff"]})
     pipeline = ModelSource("toy-flux").load()
     return Pricing((base,), pipeline, probe_size(pipeline, base, steps=8, height=32, width=32), 1.1, "tuned")
 

@@ -14,7 +14,7 @@ from sdtm_fx.schedule import build_schedule
 from sdtm_fx.tuning.patterns import dense_patterns
 from sdtm_fx.tuning.setting import Setting, changes, setting_of
 
-BASE = load_recipe("toy-sd3")
+BASE = load_recipe("toy-sd3-merge")
 CACHE = Setting(
     dense=(0, 3), ends=(3, 8), removed=(1.0, 1.0), order=1, weight=0.1, sites=(("attn", "ff"),) * 2
 )
@@ -35,9 +35,14 @@ def test_every_stage_has_a_step_at_least() -> None:
 
 def test_what_cannot_be_tuned() -> None:
     with pytest.raises(
-        SdtmFxError, match="found method skip in stage 'structure'; accepted a recipe whose stages"
+        SdtmFxError,
+        match="found method skip in stage 'structure'; accepted a recipe whose stages merge since",
     ):
         setting_of(load_recipe("sd3-medium-forecast"), 8, removed=0.5)
+    with pytest.raises(
+        SdtmFxError, match="'detail'; accepted a recipe whose stages merge, such as sd3-medium-merge,"
+    ):
+        setting_of(load_recipe("sd3-medium"), 8, removed=0.5)
     with pytest.raises(
         SdtmFxError, match="found the span 'middle' in stage 'prune-less'; accepted sites only"
     ):

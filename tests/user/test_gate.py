@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from sdtm_fx.cost.counter import MacCounter
 from sdtm_fx.cost.gate import Offer
 from sdtm_fx.cost.gating import _Gate
 from sdtm_fx.cost.profile import DeviceProfile
-from sdtm_fx.cost.profile_cache import VARIABLE, save_profile
 from sdtm_fx.errors import CalibrationError
 from sdtm_fx.explaining.render import as_text
 from sdtm_fx.explaining.report import Explanation
@@ -35,6 +33,7 @@ from tests.user.cases import (
     run_steps,
     the_rewriting,
 )
+from tests.user.conftest import Measured
 
 FLAT = {"ratio": {"curve": "constant", "start": 0.7}}
 COSTLY = made_up(linear=1e12, launch=1.0)
@@ -47,19 +46,6 @@ ONLY_ATTENTION = made_up(attention=1.0, launch=1.0)
 """Linear layers take no time."""
 
 SIZE = CallSize(steps=8, grid=(8, 8), batch=2, text=5)
-
-Measured = Callable[[DeviceProfile], None]
-
-
-@pytest.fixture
-def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Measured:
-    """Makes a device the one that was measured."""
-    monkeypatch.setenv(VARIABLE, str(tmp_path))
-
-    def measure(profile: DeviceProfile) -> None:
-        save_profile(profile)
-
-    return measure
 
 
 def rewritten(changes: dict[str, Any] | None = None, case: Any = SD3) -> torch.nn.Module:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +9,6 @@ from torch import nn
 
 import sdtm_fx
 from sdtm_fx.cost.gate import NOTHING, Offer, together
-from sdtm_fx.cost.profile import DeviceProfile
-from sdtm_fx.cost.profile_cache import VARIABLE, save_profile
 from sdtm_fx.explaining.report import Explanation
 from tests.rates import made_up
 from tests.spans.cases import GRID, KEPT, SPAN, TOKENS, recipe, sd3
@@ -23,17 +20,6 @@ SHORT = {**SPAN, "id": "short", "first": 0, "last": 0}
 RATE = 4000.0
 """MACs per second: what three blocks save takes longer than what a span starts, what one block saves does not."""
 INSIDE = {"sites": ["ff"], "method": {"name": "tome", "window": [1, 2]}, "ratio": 0.3}
-
-
-@pytest.fixture
-def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Makes a device the one that was measured."""
-    monkeypatch.setenv(VARIABLE, str(tmp_path))
-
-    def measure(profile: DeviceProfile) -> None:
-        save_profile(profile)
-
-    return measure
 
 
 def rewritten(*spans: dict[str, Any], **changes: Any) -> nn.Module:
