@@ -45,7 +45,9 @@ def test_growth_is_fitted_and_drawn(
 ) -> None:
     monkeypatch.setattr(run, "PIXELS", (128, 256))
     monkeypatch.setattr(run, "DEPTHS", (1,))
-    record, output = benchmark(tmp_path, "--model", "flux.1-dev", "--layers", "1,2", "--growth")
+    record, output = benchmark(
+        tmp_path, "--model", "flux.1-dev", "--recipe", "flux.1-dev-merge", "--layers", "1,2", "--growth"
+    )
     assert [s["plans"] for s in record["stages"]] == [3, 3]
     fits = record["growth"]["fits"]
     assert [(fit["stage"], fit["tokens"]) for fit in fits] == [
@@ -61,7 +63,9 @@ def test_growth_is_fitted_and_drawn(
 @pytest.mark.slow
 @pytest.mark.compile
 def test_a_whole_schedule_is_compiled_and_weighed(small_sd3: configs.BenchModel, tmp_path: Path) -> None:
-    record, output = benchmark(tmp_path, "--compile", "--steps", "12", "--parts", "--ratio", "0.5")
+    record, output = benchmark(
+        tmp_path, "--recipe", "sd3-medium-merge", "--compile", "--steps", "12", "--parts", "--ratio", "0.5"
+    )
     assert record["start"] == "as found"
     schedule = record["schedule"]
     assert sum(phase["steps"] for phase in schedule["phases"]) == 12

@@ -48,7 +48,7 @@ def plain(tmp_path: Path) -> str:
     """A recipe that merges in each of two steps."""
     path = tmp_path / "plain.yaml"
     path.write_text(
-        "version: 1\nname: plain\nextends: toy-sd3\nratio: {start: 0.5}\n"
+        "version: 1\nname: plain\nextends: toy-sd3-merge\nratio: {start: 0.5}\n"
         "keep_dense: {first_steps: 0, last_steps: 0, every_steps: null}\nreuse: null\n"
     )
     return str(path)
