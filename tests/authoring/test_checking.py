@@ -163,7 +163,10 @@ def test_what_fails_names_the_key(changes: dict[str, Any], name: str, message: s
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("flux.1-dev-attention", "attn 48 -> 15; ff 48 -> 15; single_attn 48 -> 15; single_ff 48 -> 15"),
+        (
+            "flux.1-dev-attention",
+            "; ".join(f"{site} 48 -> 15, none in 2" for site in ("attn", "ff", "single_attn", "single_ff")),
+        ),
         ("sd3-medium-forecast", "attn 48 -> none in 3; ff 48 -> none in 3"),
         ("wan2.1-t2v-14b-keys", "attn all, with fewer keys; ff 144 -> 72"),
         ("z-image", "ff 48 -> 15"),

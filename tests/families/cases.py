@@ -350,7 +350,10 @@ FAMILIES = (
     ),
     FamilyCase("chroma-keys", _chroma, _masked_chroma_inputs, structures=2),
     FamilyCase("flux.1-dev-keys", ZOO["flux"].build, ZOO["flux"].inputs, structures=2),
-    FamilyCase("flux.1-kontext", ZOO["flux"].build, _kontext_inputs, structures=2, references=REFERENCES),
+    FamilyCase(
+        "flux.1-kontext", ZOO["flux"].build, _kontext_inputs, structures=2, references=REFERENCES,
+        changes={"stages.detail": {"sites": ["ff", "single_ff"], "method": {"name": "local_match", "radius": 1}}},
+    ),
     FamilyCase("flux.2", _flux2, _flux2_inputs, structures=2, references=REFERENCES),
     FamilyCase("qwen-image", _qwen, _qwen_inputs),
     FamilyCase("qwen-image-keys", _qwen, _padded_qwen_inputs),
