@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -49,7 +50,8 @@ def try_recipe(recipe: Recipe, subject: Subject, layers: int = 2) -> list[Check]
     """Match a recipe with a model, and run it on a smaller copy with random weights.
 
     The copy is called as `inputs` of the recipe say, at the size that `rewrite` traces with, and over eight steps or as
-    many as `keep_dense.steps` needs. Rules for single blocks, counts of modules and rounding are lifted on it.
+    many as its first stage and `keep_dense.steps` need. Rules for single blocks, counts of modules and rounding are
+    lifted on it.
 
     Args:
         recipe: The recipe.
@@ -64,7 +66,10 @@ def try_recipe(recipe: Recipe, subject: Subject, layers: int = 2) -> list[Check]
         checks.append(_matched(recipe, subject))
         copy = _copy(recipe, subject, layers)
         checks.append(Check("call", True, f"`inputs` run on a copy with {copy.said}"))
-        count = max([_STEPS, *(step + 3 for step in recipe.keep_dense.steps)])
+        behind_dense = (recipe.keep_dense.first_steps + 1) / recipe.stages[
+            0
+        ].until  # a step of the first stage
+        count = max([_STEPS, math.ceil(behind_dense), *(step + 3 for step in recipe.keep_dense.steps)])
         checks.append(find_tokens(recipe, copy.model, copy.arguments, copy.size))
         if checks[-1].passed:
             checks.append(_nothing_merged(recipe, copy, count))
