@@ -270,8 +270,8 @@ def flux_phases(name: str, changes: dict[str, Any]) -> str:
 
 def test_a_new_stage_that_stored_other_features_is_refreshed_first() -> None:
     # With attention merged early, single blocks store both branches as one; later only the MLP's half.
-    late = {"stages.detail": {"sites": ["ff", "single_ff"], "method": {"name": "local_match"}}}
-    plain, merged = flux_phases("flux.1-dev", late), flux_phases("flux.1-dev-attention", late)
+    attention = {"stages.structure.sites": ["attn", "ff", "single_attn", "single_ff"], "plan.share": ["batch"]}
+    plain, merged = flux_phases("flux.1-dev-merge", {}), flux_phases("flux.1-dev-merge", attention)
     assert plain[8] == "m"  # the first step of the second stage
     assert merged[8] == "R"
     assert merged[:8] == plain[:8]
