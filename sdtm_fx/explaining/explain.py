@@ -17,6 +17,7 @@ from sdtm_fx.explaining.render import render
 from sdtm_fx.explaining.report import Explanation, GatedSite, GateReport, PhaseReport, SiteReport
 from sdtm_fx.explaining.spans import removed_further, short_span, span_reports
 from sdtm_fx.grids import TokenGrid, tokens_on
+from sdtm_fx.idle_stages import idle_stages
 from sdtm_fx.phase import Phase, Schedule
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.recipe.tokens import LatentGrid, ShapesGrid
@@ -91,7 +92,8 @@ def _native_grid(model: torch.nn.Module, recipe: Recipe) -> TokenGrid:
 def _explain(model: torch.nn.Module, rewriting: Rewriting, steps: int, size: ExampleSize) -> Explanation:
     recipe, cost = rewriting.recipe, rewriting.schedules.cost
     schedule = rewriting.runtime.schedule(steps, size.grid, size.text, size.batch, size.references)
-    decision = rewriting.runtime.gate(CallSize(steps, size.grid, size.batch, size.text, size.references))
+    called = CallSize(steps, size.grid, size.batch, size.text, size.references)
+    decision = rewriting.runtime.gate(called)
     paths = [*rewriting.bindings, *rewriting.kept]
     places = {p.path: p for b in rewriting.bindings.values() for p in b.places}
     with MacCounter() as counter, counter.watching({path: model.get_submodule(path) for path in places}):
@@ -108,7 +110,8 @@ def _explain(model: torch.nn.Module, rewriting: Rewriting, steps: int, size: Exa
             )  # fmt: skip
         phases.append(_phase_report(recipe.stages, schedule, index, counter.macs - saved))
     stages = {p.stage: _left_out(decision, p) for p in schedule.phases if p.stage is not None}
-    notes = {note: None for program in rewriting.cache.programs.values() for note in program.notes}
+    notes = dict.fromkeys(idle_stages(recipe, rewriting.schedules.asked(called)))
+    notes.update((note, None) for program in rewriting.cache.programs.values() for note in program.notes)
     return Explanation(
         model=type(model).__name__,
         recipe=recipe.name,

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from sdtm_fx.explaining.report import Explanation, SiteReport, SpanReport
 from sdtm_fx.grids import tokens_on
+from sdtm_fx.idle_stages import ranges
 
 
 def as_text(explanation: Explanation, width: int = 110) -> str:
@@ -37,7 +38,7 @@ def render(e: Explanation) -> RenderableType:
     )
     for index, p in enumerate(e.phases):
         phases.add_row(
-            f"{index} {p.label}" + (" *" if p.stores else ""), _ranges(p.steps), f"{p.ratio:.3f}",
+            f"{index} {p.label}" + (" *" if p.stores else ""), ranges(p.steps), f"{p.ratio:.3f}",
             f"{tokens - p.removed}", f"{p.macs.linear / 1e9:.4g}", f"{p.macs.total / 1e9:.4g}",
             f"{e.dense.total / p.macs.total:.2f}x",
         )  # fmt: skip
@@ -132,17 +133,6 @@ def _runs(modules: tuple[str, ...]) -> list[str]:
         else:
             runs.append([family, path])
     return [run[1] if len(run) == 2 else f"{run[0]} ({len(run) - 1})" for run in runs]
-
-
-def _ranges(steps: tuple[int, ...]) -> str:
-    """``0-2, 5`` for (0, 1, 2, 5)."""
-    runs: list[list[int]] = []
-    for step in steps:
-        if runs and runs[-1][1] == step - 1:
-            runs[-1][1] = step
-        else:
-            runs.append([step, step])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 
 def _paths(paths: list[str]) -> str:

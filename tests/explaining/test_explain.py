@@ -186,6 +186,14 @@ def test_explain_prints_unless_quiet(capsys: pytest.CaptureFixture[str]) -> None
     assert "Merged sites" in capsys.readouterr().out
 
 
+def test_a_stage_that_no_step_runs_is_a_note() -> None:
+    model = tiny_sd3_transformer(layers=2)
+    sdtm_fx.rewrite(model, sdtm_fx.load_recipe("sd3-medium").override({"sites.*.expect": None}))
+    (note,) = sdtm_fx.explain(model, steps=8, grid=GRID, quiet=True).notes
+    assert note.startswith("sd3-medium: stage 'structure' runs in none of the 8 steps: keep_dense keeps")
+    assert sdtm_fx.explain(model, steps=28, grid=GRID, quiet=True).notes == ()
+
+
 def test_size_defaults_to_the_last_generation_and_memory_is_counted() -> None:
     pipe = tiny_sd3_pipeline(layers=2)
     sdtm_fx.rewrite(pipe, sdtm_fx.load_recipe("sd3-medium-merge").override(EARLY))

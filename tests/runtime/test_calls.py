@@ -270,7 +270,10 @@ def flux_phases(name: str, changes: dict[str, Any]) -> str:
 
 def test_a_new_stage_that_stored_other_features_is_refreshed_first() -> None:
     # With attention merged early, single blocks store both branches as one; later only the MLP's half.
-    attention = {"stages.structure.sites": ["attn", "ff", "single_attn", "single_ff"], "plan.share": ["batch"]}
+    attention = {
+        "stages.structure.sites": ["attn", "ff", "single_attn", "single_ff"],
+        "plan.share": ["batch"],
+    }
     plain, merged = flux_phases("flux.1-dev-merge", {}), flux_phases("flux.1-dev-merge", attention)
     assert plain[8] == "m"  # the first step of the second stage
     assert merged[8] == "R"
@@ -286,6 +289,31 @@ def test_a_site_that_only_the_later_stage_has_is_refreshed_first(model: nn.Modul
     ]
     with generation(model, rules(**REUSE, stages=stages), steps=10) as (clock, runtime):
         assert "".join(phases(model, runtime, clock, 10)) == "RmmRmRRmmR"
+
+
+# -- what never runs ----------------------------------------------------------------------------------
+
+
+def test_a_stage_that_never_runs_is_warned_of_once(
+    model: nn.Module, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = rules(keep_dense={"first_steps": 3, "last_steps": 0})
+    with generation(model, recipe, steps=3) as (clock, _):
+        for _ in range(2):
+            clock.step = 0
+            run(model, clock, 3)
+    assert caplog.messages == [
+        "sd3-medium: stage 'all' runs in none of the 3 steps: keep_dense keeps all of its own, 0-2"
+        " (for few steps there is sd3-medium-few)"
+    ]
+
+
+def test_nothing_is_warned_of_where_all_stages_run(
+    model: nn.Module, caplog: pytest.LogCaptureFixture
+) -> None:
+    with generation(model, rules(), steps=3) as (clock, _):
+        run(model, clock, 3)
+    assert caplog.messages == []
 
 
 # -- guards -------------------------------------------------------------------------------------------

@@ -56,12 +56,16 @@ def explained(model: torch.nn.Module, steps: int = 8, batch: int = 2) -> Explana
     return sdtm_fx.explain(model, steps=steps, grid=(8, 8), batch=batch, text=5, quiet=True)
 
 
-def test_where_nothing_pays_every_step_is_dense(measured: Measured) -> None:
+def test_where_nothing_pays_every_step_is_dense_and_that_is_said(
+    measured: Measured, caplog: pytest.LogCaptureFixture
+) -> None:
     measured(COSTLY)
     model, inputs = SD3.model(), SD3.inputs()
     plain = run_plain(model, inputs)
     sdtm_fx.rewrite(model, SD3.recipe(FLAT))
     assert all_equal(run_steps(model, inputs), plain)
+    (warned,) = (r.getMessage() for r in caplog.records if r.name == "sdtm_fx.runtime.runtime")
+    assert warned.startswith("sd3-medium: every one of the 8 steps is dense: the cost gate found")
     report = explained(model)
     assert [(p.label, p.removed, p.stores) for p in report.phases] == [("dense", 0, True)]
     assert report.phases[0].steps == tuple(range(8))
