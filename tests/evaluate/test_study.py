@@ -59,7 +59,7 @@ def test_shipped_studies_load(name: str) -> None:
 def test_the_studies_that_are_published_ship() -> None:
     assert set(list_studies()) == {
         "methods-toy-sd3", "ablations-toy-sd3", "rotary-toy-flux", "leading-toy-sd3", "settings-toy-sd3",
-        "baselines-toy-sd3", "baselines-toy-flux",
+        "baselines-toy-sd3", "baselines-toy-flux", "methods-toy-flux",
     }  # fmt: skip
     assert load_study("methods-toy-sd3").spec.budgets == (1.3, 1.5, 2.2)
 
