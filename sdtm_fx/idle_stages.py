@@ -7,21 +7,24 @@ from collections.abc import Iterable
 from sdtm_fx.phase import Schedule
 from sdtm_fx.recipe.load import list_recipes
 from sdtm_fx.recipe.schema import Recipe
+from sdtm_fx.recipe.sections import Stage
 from sdtm_fx.step_counts import dense_steps, stage_of_steps
 
 
 def idle_stages(recipe: Recipe, schedule: Schedule) -> tuple[str, ...]:
     """Say which stages of a recipe run in no step of a schedule, and why: one sentence each.
 
-    A stage whose ratio is 0 by the recipe is dense on purpose, and not among them.
+    Not among them: a stage whose ratio is 0 by the recipe, which is dense on purpose, and one that does what another
+    does that runs.
 
     Args:
         recipe: The recipe.
         schedule: What it asks for, without the cost gate.
     """
-    said = []
+    said: list[str] = []
+    running = [_work(recipe.stages[index]) for index in _running(schedule)]
     for index, stage in enumerate(recipe.stages):
-        why = None if index in _running(schedule) else _why_idle(recipe, schedule, index)
+        why = None if _work(stage) in running else _why_idle(recipe, schedule, index)
         if why is not None:
             said.append(
                 f"{recipe.name}: stage {stage.name!r} runs in none of the {schedule.steps} steps: {why}{_other(recipe)}"
@@ -50,6 +53,11 @@ def _running(schedule: Schedule) -> frozenset[int]:
     numbers = {*schedule.phase_of_step, *(n for options in schedule.choices for n in options)}
     stages = (schedule.phases[number].stage for number in numbers)
     return frozenset(stage for stage in stages if stage is not None)
+
+
+def _work(stage: Stage) -> Stage:
+    """A stage without what tells it from one that does the same in other steps."""
+    return stage.model_copy(update={"name": "", "until": 1.0})
 
 
 def _why_idle(recipe: Recipe, schedule: Schedule, index: int) -> str | None:

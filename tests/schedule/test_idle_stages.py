@@ -46,7 +46,7 @@ def constant(ratio: float) -> dict[str, Any]:
             "test: stage 'structure' runs in none of the 2 steps: no step falls between 0 and 0.2 of them",
         ),
         (
-            {"stages": [stage("early", 0.5, SSM), stage("between", 0.6, SSM), stage("late", 1.0, SSM)],
+            {"stages": [stage("early", 0.5, SSM), stage("between", 0.6, MATCH), stage("late", 1.0, SSM)],
              "keep_dense": {"first_steps": 0, "last_steps": 0}},
             4,
             "test: stage 'between' runs in none of the 4 steps: no step falls between 0.5 and 0.6 of them",
@@ -74,6 +74,7 @@ def test_a_recipe_for_few_steps_is_named_where_there_is_one() -> None:
         (Recipe.named("sd3-medium"), 28),
         (Recipe.named("sd3-medium-few"), 4),
         (Recipe.named("paper/sd3-medium"), 28),
+        (Recipe.named("sd3-medium-forecast"), 8),  # the stage behind does the same
         (make(stages=ONE, ratio=constant(0.0)), 8),  # dense on purpose
         (make(stages=ONE, ratio={"threshold": 0.9, "start": 0.7, "levels": 2}), 8),  # dense if measured so
     ],
@@ -87,7 +88,7 @@ def test_nothing_is_said_of_what_runs_or_is_dense_on_purpose(recipe: Recipe, ste
     [
         (SKIP, "all of its own, 3, store the features that it reads"),
         (
-            SSM,
+            MATCH,
             "a ratio of at most 0.5 removes no token of 4096, or all of its own, 3, store the features that it reads",
         ),
     ],
