@@ -8,6 +8,8 @@ What may move depends on what unmerging does to a slot (`Unmerging`):
 | an average of slots | what is affine: gates, additions, plain linear layers |
 | a linear combination of slots | what is linear: gates, plain linear layers without a bias |
 
+Parts that one plan unmerged are joined, unless a stage reads one of them alone (`joined_parts`).
+
 What is left in front of the residual addition is one gather, or one product.
 """
 
@@ -20,6 +22,7 @@ from torch import fx
 from torch.nn import functional as F
 
 from sdtm_fx.base_plan import Unmerging
+from sdtm_fx.passes.joined_parts import is_channel_cat, is_taken_apart, read_alone
 from sdtm_fx.passes.linear_layer import obstacle
 from sdtm_fx.rewriting.work import BlockWork, Pass
 from sdtm_fx.runtime import ops
@@ -60,10 +63,13 @@ def _sink_once(work: BlockWork, unmerge: fx.Node) -> fx.Node | None:
     if len(users) != 1:
         return None
     user = users[0]
-    if not (_works_per_token(work, user, unmerge) or _joins_same_plan(user, unmerge)):
+    joins = _joins_same_plan(user, unmerge) and not is_taken_apart(work, user)
+    if not (joins or _works_per_token(work, user, unmerge)):
         return None
     plan = unmerge.args[0]
     merged = [n for n in user.all_input_nodes if n.target is ops.unmerge_tokens and n.args[0] is plan]
+    if joins:
+        _store_aside(work, merged)
     for node in merged:
         user.replace_input_with(node, node.args[1])  # type: ignore[arg-type]
     after = list(user.users)
@@ -76,6 +82,18 @@ def _sink_once(work: BlockWork, unmerge: fx.Node) -> fx.Node | None:
     for node in merged:
         work.graph.erase_node(node)
     return below
+
+
+def _store_aside(work: BlockWork, parts: list[fx.Node]) -> None:
+    """On a dense step, store what some stage reads of parts that are about to be joined, in front of that."""
+    if work.variant.refresh is None:
+        return
+    for part in read_alone(work, parts):
+        value = part.args[1]
+        with work.graph.inserting_after(value):  # type: ignore[arg-type]
+            stored = work.graph.call_function(ops.store_feature, (work.ctx, value, part.meta["site"]))
+        stored.meta["val"] = part.meta["val"]
+        part.update_arg(1, stored)
 
 
 def _works_per_token(work: BlockWork, user: fx.Node, unmerge: fx.Node) -> bool:
@@ -130,12 +148,6 @@ def _joins_same_plan(user: fx.Node, unmerge: fx.Node) -> bool:
         p.target is ops.unmerge_tokens and p.args[0] is unmerge.args[0] and len(p.users) == 1
         for p in user.all_input_nodes
     )
-
-
-def is_channel_cat(node: fx.Node) -> bool:
-    """Whether a ``torch.cat`` joins along the last axis."""
-    dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
-    return dim in (-1, node.meta["val"].ndim - 1)
 
 
 def _is_same_for_all_tokens(node: fx.Node) -> bool:

@@ -7,7 +7,8 @@ from dataclasses import replace
 from sdtm_fx.cost.gate import subsets
 from sdtm_fx.cost.model import MeasuredBlock, sites_of
 from sdtm_fx.recipe.schema import Recipe
-from sdtm_fx.rewriting.programs import ProgramCache, dense_variant
+from sdtm_fx.rewriting.programs import ProgramCache
+from sdtm_fx.rewriting.serving import dense_variant
 from sdtm_fx.rewriting.spans import active_span, sites_inside
 from sdtm_fx.runtime.call import Variant
 

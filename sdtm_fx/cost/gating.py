@@ -15,7 +15,7 @@ from sdtm_fx.cost.planning import plan_cost, plan_effort
 from sdtm_fx.cost.profile import DeviceProfile
 from sdtm_fx.grids import tokens_on
 from sdtm_fx.phase import Schedule
-from sdtm_fx.rewriting.programs import dense_variant
+from sdtm_fx.rewriting.serving import dense_variant
 from sdtm_fx.runtime.call import Variant
 from sdtm_fx.runtime.refreshes import Suffices, add_refreshes
 

@@ -15,7 +15,8 @@ from sdtm_fx.methods.base import Method
 from sdtm_fx.phase import Phase
 from sdtm_fx.recipe.inside import InsideSpec
 from sdtm_fx.recipe.schema import Recipe
-from sdtm_fx.rewriting.programs import Program, dense_variant
+from sdtm_fx.rewriting.programs import Program
+from sdtm_fx.rewriting.serving import dense_variant
 from sdtm_fx.rewriting.spans import active_span, sites_inside
 from sdtm_fx.runtime.call import BlockContext, Call, OpenSpan, PlanKey, Variant
 from sdtm_fx.runtime.inside import Inside, merging_inside

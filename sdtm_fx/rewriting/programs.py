@@ -9,15 +9,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx
 
-from sdtm_fx.base_plan import Unmerging
 from sdtm_fx.capture.arguments import Key, Leaf
 from sdtm_fx.capture.blocks import capture_block
 from sdtm_fx.capture.construction import construction, leaf_construction
 from sdtm_fx.capture.tracer import Capture
-from sdtm_fx.recipe.ratio import ThresholdRatio
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewriting.codegen import BlockFunction, copy_graph, graph_function
 from sdtm_fx.rewriting.runner import run_passes
+from sdtm_fx.rewriting.serving import dense_variant, variants_of
 from sdtm_fx.rewriting.spans import SpanPlace, Spans, active_span, sites_inside
 from sdtm_fx.rewriting.structure import attention_texts, confirm_kinds, leaf_traits
 from sdtm_fx.rewriting.work import BlockWork, Pass, SitePlace
@@ -168,39 +167,6 @@ def stores_enough(recipe: Recipe, programs: Iterable[Program], served: int, stag
     stored, read = dense_variant(recipe, served), Variant(stage=stage)
     nothing: frozenset[str] = frozenset()
     return all(p.features.get(read, nothing) <= p.features.get(stored, nothing) for p in programs)
-
-
-def variants_of(recipe: Recipe) -> tuple[Variant, ...]:
-    """Every variant that some step of the recipe may run."""
-    variants: list[Variant] = []
-    for index in range(len(recipe.stages)):
-        variants.append(Variant(stage=index))
-        variants.append(dense_variant(recipe, index))
-    variants.append(Variant(stage=None))  # dense steps that no stage follows
-    return tuple(dict.fromkeys(variants))
-
-
-def dense_variant(recipe: Recipe, stage: int) -> Variant:
-    """What a dense step before or inside a stage does beside the model's own work.
-
-    Stages that read the same features share the dense steps that store them: one graph less.
-    """
-    ratio = recipe.stages[stage].ratio or recipe.ratio
-    return Variant(
-        stage=None,
-        refresh=_first_that_reads_alike(recipe, stage) if recipe.reuse is not None else None,
-        measure=stage if isinstance(ratio, ThresholdRatio) else None,
-    )
-
-
-def _first_that_reads_alike(recipe: Recipe, stage: int) -> int:
-    keyed = {site.id for site in recipe.sites if site.merge == "keys"}
-
-    def reads(index: int) -> tuple[frozenset[str], bool, Unmerging]:
-        method = recipe.stages[index].method
-        return frozenset(recipe.stages[index].sites) - keyed, not method.merges, method.unmerging()
-
-    return next(i for i in range(stage + 1) if reads(i) == reads(stage))
 
 
 def _rewrite(

@@ -13,7 +13,8 @@ import torch
 from sdtm_fx.capture.arguments import Key, Leaf, Signature, flatten, leaf_names
 from sdtm_fx.capture.guards import GuardFailed
 from sdtm_fx.capture.hooked import clear_inner_forward, set_inner_forward, traits
-from sdtm_fx.rewriting.programs import Program, ProgramCache, dense_variant
+from sdtm_fx.rewriting.programs import Program, ProgramCache
+from sdtm_fx.rewriting.serving import dense_variant
 from sdtm_fx.rewriting.spans import Spans
 from sdtm_fx.rewriting.work import SitePlace
 from sdtm_fx.runtime.call import BlockContext, Call, OpenSpan, Variant

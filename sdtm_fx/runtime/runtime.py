@@ -22,7 +22,7 @@ from sdtm_fx.layer_rates import LayerRates
 from sdtm_fx.phase import Phase, Schedule
 from sdtm_fx.recipe.ratio import ThresholdRatio
 from sdtm_fx.recipe.schema import Recipe
-from sdtm_fx.rewriting.programs import dense_variant
+from sdtm_fx.rewriting.serving import dense_variant
 from sdtm_fx.runtime.call import BlockContext, Call, OpenSpan, PlanKey, Variant
 from sdtm_fx.runtime.grid import GridReader
 from sdtm_fx.runtime.guidance import check_importance, guidance_change

@@ -17,6 +17,7 @@ from sdtm_fx.bench.pairing import BenchSetup
 from sdtm_fx.bench.parts import PartTimes, plan_shares, time_parts
 from sdtm_fx.bench.report import depth_table, growth_table, plan_table
 from sdtm_fx.rewriting import programs
+from sdtm_fx.rewriting.serving import variants_of
 
 SETUP = BenchSetup(
     ratio=0.5, layers=(1,), grid=(8, 8), batch=1, dtype=torch.float32, device=torch.device("cpu"), runs=1
@@ -118,7 +119,7 @@ def test_passes_run_once_for_each_structure_whatever_the_depth(
         runs.clear()
         sdtm_fx.rewrite(model, recipe)
         counted.append(len(runs))
-    assert counted[0] == counted[1] == 2 * len(programs.variants_of(recipe)[:-1])
+    assert counted[0] == counted[1] == 2 * len(variants_of(recipe)[:-1])
 
 
 @pytest.mark.slow

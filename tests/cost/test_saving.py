@@ -17,7 +17,8 @@ from sdtm_fx.cost.planning import plan_macs
 from sdtm_fx.cost.trial import Trial
 from sdtm_fx.methods import SSM, LocalMatch, Skip
 from sdtm_fx.recipe.schema import Recipe
-from sdtm_fx.rewriting.programs import Program, ProgramCache, dense_variant
+from sdtm_fx.rewriting.programs import Program, ProgramCache
+from sdtm_fx.rewriting.serving import dense_variant
 from sdtm_fx.rewriting.work import SitePlace
 from sdtm_fx.runtime.call import BlockContext, Variant
 from sdtm_fx.sites.matching import match_sites

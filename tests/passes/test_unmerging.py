@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from sdtm_fx.recipe.schema import Recipe
-from sdtm_fx.rewriting.programs import ProgramCache, dense_variant
+from sdtm_fx.rewriting.programs import ProgramCache
+from sdtm_fx.rewriting.serving import dense_variant
 from sdtm_fx.runtime import ops, rotary_ops
 from sdtm_fx.runtime.call import Variant
 from tests.passes.blocks import (

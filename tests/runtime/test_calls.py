@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 from torch import nn
 
 import sdtm_fx
@@ -279,6 +280,34 @@ def test_a_new_stage_that_stored_other_features_is_refreshed_first() -> None:
     assert merged[8] == "R"
     assert merged[:8] == plain[:8]
     assert merged[9:] == plain[9:]
+
+
+def test_a_stage_that_forecasts_finds_all_its_features_stored() -> None:
+    assert flux_phases("flux.1-dev", {}) == "RRmRmmRmmRmmRmmRmmRR"  # stages change at step 4
+
+
+def test_a_stage_that_forecasts_begins_with_two_values_of_each_feature() -> None:
+    flux = tiny_flux_transformer(layers=1, single_layers=1)
+    recipe = load_recipe("flux.1-dev").override({"sites.*.expect": None, "plan.round_to": 1})
+    with generation(flux, recipe, steps=20) as (clock, runtime):
+        phases(flux, runtime, clock, 4, flux_inputs(1, (4, 6), 5))
+        (branch,) = runtime.state.branches.values()
+        names = {(0, "attn"), (0, "attn.0"), (0, "ff"), (1, "single_attn"), (1, "single_ff")}
+        assert set(branch.features) == names
+        assert branch.refreshed == (3, 1)
+
+
+def test_single_blocks_with_an_adapter_serve_both_stages() -> None:
+    flux = tiny_flux_transformer(layers=1, single_layers=1)
+    targets = [f"single_transformer_blocks.0.{name}" for name in ("proj_out", "proj_mlp")]
+    flux.add_adapter(LoraConfig(r=2, target_modules=targets, init_lora_weights=False))
+    recipe = load_recipe("flux.1-dev").override({"sites.*.expect": None, "plan.round_to": 1})
+    with generation(flux, recipe, steps=20) as (clock, runtime):
+        seen = "".join(phases(flux, runtime, clock, 20, flux_inputs(1, (4, 6), 5)))
+        (branch,) = runtime.state.branches.values()
+        stored = {name for _, name in branch.features}
+    assert seen == "RRmRmmRmmRmmRmmRmmRR"
+    assert stored == {"attn", "attn.0", "ff", "single_ff", "single_attn+single_ff"}
 
 
 def test_a_site_that_only_the_later_stage_has_is_refreshed_first(model: nn.Module) -> None:

@@ -17,8 +17,8 @@ from sdtm_fx.cost.profile import DeviceProfile
 from sdtm_fx.errors import CalibrationError
 from sdtm_fx.explaining.render import as_text
 from sdtm_fx.explaining.report import Explanation
-from sdtm_fx.rewriting.programs import dense_variant
 from sdtm_fx.rewriting.rewriting import Rewriting
+from sdtm_fx.rewriting.serving import dense_variant
 from sdtm_fx.runtime.call import Variant
 from sdtm_fx.runtime.schedules import CallSize, Schedules
 from tests.rates import made_up
