@@ -74,6 +74,7 @@ DIFFERENCES: dict[str, Difference] = {
     ),
     # By hand, `when` says that version 1.2 takes neither.
     "hunyuan-dit": Difference(inputs=("image_meta_size", "style")),
+    "sd3.5-medium": Difference(settings="late steps are forecast by hand, behind more dense ones"),
     # Its pipeline runs guidance halves apart.
     "chroma": Difference(share=()),
     # The lengths of the text are for older versions of diffusers alone.

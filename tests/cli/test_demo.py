@@ -60,7 +60,7 @@ def test_a_restore_that_is_not_exact_is_a_failure(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("sdtm_fx.demo.compare.restore", lambda pipeline: pipeline)
     monkeypatch.setattr(tasks, "trained", lambda toy, steps, *_: tasks.random_sd3(steps))
     monkeypatch.setattr(tasks, "random_flux", tasks.random_sd3)
-    result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path), "--steps", "4"], env={"COLUMNS": "160"})
+    result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path), "--steps", "8"], env={"COLUMNS": "160"})
     assert result.exit_code == 1
     assert "restore did not give the dense pipeline back: random-sd3, sd3-medium" in result.stdout
 

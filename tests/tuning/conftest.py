@@ -15,7 +15,7 @@ STEPS = 8
 def one_stage() -> Recipe:
     """One stage keeps the number of rewrites down."""
     stage = {"name": "all", "until": 1.0, "sites": ["attn", "ff"], "method": {"name": "tome"}}
-    return load_recipe("toy-sd3").override(stages=[stage])
+    return load_recipe("toy-sd3-merge").override(stages=[stage])
 
 
 @pytest.fixture(scope="module")
