@@ -45,9 +45,7 @@ torch.save((image / 2 + 0.5).clamp(0, 1), data)
 
 def test_the_exported_toy_draws_the_images_of_the_eager_one(tmp_path: Path) -> None:
     # Fewer phases: each takes a while to compile ahead of time.
-    recipe = sdtm_fx.load_recipe("toy-sd3").override(
-        {"stages.detail.method": {"name": "local_match"}, "reuse": None, "keep_dense.last_steps": 0}
-    )
+    recipe = sdtm_fx.load_recipe("toy-sd3-merge").override({"reuse": None, "keep_dense.last_steps": 0})
     pipe = sdtm_fx.rewrite(load_toy(), recipe)
     noise = torch.randn(2, 3, PIXELS, PIXELS, generator=torch.Generator().manual_seed(0))
     eager = pipe(
