@@ -20,7 +20,7 @@ from pathlib import Path
 assert Path(sdtm_fx.__file__).is_relative_to({target!r}), sdtm_fx.__file__
 assert Path(sdtm_fx.passes.__file__).is_relative_to({target!r}), sdtm_fx.passes.__file__
 assert "paper/sd3-medium" in sdtm_fx.list_recipes()
-recipe = sdtm_fx.load_recipe("sd3-medium").override({{"sites.*.expect": None, "plan.round_to": 1}})
+recipe = sdtm_fx.load_recipe("sd3-medium-few").override({{"sites.*.expect": None, "plan.round_to": 1}})
 pipeline = tiny_sd3_pipeline(layers=2, latent_size=16)
 draw = lambda: pipeline(num_inference_steps=4, **sd3_prompt_kwargs()).images
 dense = draw()
