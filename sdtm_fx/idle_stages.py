@@ -2,13 +2,42 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 from sdtm_fx.phase import Schedule
 from sdtm_fx.recipe.load import list_recipes
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.recipe.sections import Stage
 from sdtm_fx.step_counts import dense_steps, stage_of_steps
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class NoOps:
+    """Warns of what generations never do, once each.
+
+    Attributes:
+        told: What was said.
+    """
+
+    told: set[str] = field(default_factory=set)
+
+    def warn(self, recipe: Recipe, asked: Schedule, decided: Schedule | None) -> None:
+        """Log as a warning what a generation never does.
+
+        Args:
+            recipe: The recipe.
+            asked: The schedule that it asks for.
+            decided: What the cost gate has left of it; None where there is no gate.
+        """
+        gated = None if decided is None else gated_away(recipe, asked, decided)
+        for said in (*idle_stages(recipe, asked), *([gated] if gated else ())):
+            if said not in self.told:
+                self.told.add(said)
+                logger.warning("%s", said)
 
 
 def idle_stages(recipe: Recipe, schedule: Schedule) -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -17,7 +16,7 @@ from sdtm_fx.clock_sources import ManualSteps
 from sdtm_fx.cost.decision import GateDecision
 from sdtm_fx.errors import PlanError
 from sdtm_fx.grids import TokenGrid, tokens_on
-from sdtm_fx.idle_stages import gated_away, idle_stages
+from sdtm_fx.idle_stages import NoOps
 from sdtm_fx.layer_rates import LayerRates
 from sdtm_fx.phase import Phase, Schedule
 from sdtm_fx.recipe.ratio import ThresholdRatio
@@ -32,8 +31,6 @@ from sdtm_fx.runtime.refreshes import next_stage
 from sdtm_fx.runtime.schedules import CallSize
 from sdtm_fx.runtime.state import BranchState, RunState
 from sdtm_fx.runtime.stepping import begin_step, choose_phase
-
-logger = logging.getLogger(__name__)
 
 _TIMESTEPS = ("timestep", "timesteps", "t")
 
@@ -102,7 +99,7 @@ class Runtime:
         self.context_name: str | None = None
         self.last: CallSize | None = None
         self.moment: Moment | None = None
-        self._told: set[str] = set()
+        self._no_ops = NoOps()
 
     def schedule(
         self, steps: int, grid: TokenGrid, text: int, batch: int = 1, references: int = 0
@@ -158,7 +155,9 @@ class Runtime:
         self.last = CallSize(moment.count, layout.grid, batch, text, layout.references)
         self.call = self._make_call(moment, self.last, branch, state, halves, tensor.device)
         if starts and not self.rehearses:
-            self._tell_no_ops(self.last)
+            decision = self.gate(self.last)
+            decided = None if decision is None else decision.schedule
+            self._no_ops.warn(self.recipe, self.schedules.asked(self.last), decided)
         self._hands_importance_on = self._reads_importance and stacked == 2
         if "importance" in _wanted(self.call):
             check_importance(state, stacked, rehearses=self.rehearses)
@@ -210,15 +209,6 @@ class Runtime:
                 f"the block that ends span {next(iter(self.spans))!r} has not run in this call "
                 "(skip_layers, or a cache that leaves blocks out?)"
             )
-
-    def _tell_no_ops(self, size: CallSize) -> None:
-        """Warn, once each, of what the recipe asks for and this generation never does."""
-        asked, decision = self.schedules.asked(size), self.gate(size)
-        gated = None if decision is None else gated_away(self.recipe, asked, decision.schedule)
-        for said in (*idle_stages(self.recipe, asked), *([gated] if gated else ())):
-            if said not in self._told:
-                self._told.add(said)
-                logger.warning("%s", said)
 
     def _note_time(self, moment: Moment) -> bool:
         starts = moment.generation != self._generation
