@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from sdtm_fx.phase import Schedule
-from sdtm_fx.recipe.load import list_recipes
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.recipe.sections import Stage
+from sdtm_fx.recipe.siblings import sibling
 from sdtm_fx.step_counts import dense_steps, stage_of_steps
 
 logger = logging.getLogger(__name__)
@@ -110,8 +110,8 @@ def _why_idle(recipe: Recipe, schedule: Schedule, index: int) -> str | None:
 
 
 def _other(recipe: Recipe) -> str:
-    few = f"{recipe.name}-few"
-    return f" (for few steps there is {few})" if few in list_recipes() else ""
+    few = sibling(recipe.name, "few")
+    return f" (for few steps there is {few})" if few else ""
 
 
 def ranges(steps: Iterable[int]) -> str:

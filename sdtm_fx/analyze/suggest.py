@@ -28,6 +28,7 @@ from sdtm_fx.analyze.result import Analysis, Array, Features
 from sdtm_fx.errors import SdtmFxError
 from sdtm_fx.recipe.extend import path_beside
 from sdtm_fx.recipe.load import list_recipes, load_recipe
+from sdtm_fx.recipe.siblings import sibling
 from sdtm_fx.windows import Windows
 
 LEAST_EXPLAINED = 0.5
@@ -106,18 +107,22 @@ class Suggestion:
         """What a recipe file would hold that takes the suggestion over.
 
         Args:
-            base: The recipe to extend: a shipped name, or a path.
+            base: The recipe to extend: a shipped name, or a path. A shipped one that merges in no stage stands for
+                the one of its name that does, ``-merge`` or ``-windows``.
             folder: Where the file will be; it names another file as seen from there.
 
         Returns:
             The mapping, without ratios for stages that skip; None where no boundary is suggested, or the base is
-            neither shipped nor a file, or has not two stages.
+            neither shipped nor a file, or has not two stages of which one merges.
         """
         is_file = Path(base).is_file()
         if self.until is None or not (is_file or base in list_recipes()):
             return None
         recipe = load_recipe(base)
-        if len(recipe.stages) != 2:
+        if not is_file and not any(stage.method.merges for stage in recipe.stages):
+            base = sibling(base, "merge", "windows") or base
+            recipe = load_recipe(base)
+        if len(recipe.stages) != 2 or not any(stage.method.merges for stage in recipe.stages):
             return None
         first, second = recipe.stages
         ratios = {first.name: self.structure_ratio, second.name: self.detail_ratio}

@@ -28,10 +28,10 @@ _SEEDS = tuple(f"prompt embedding {seed}" for seed in range(3))  # the first ima
 
 
 TOY_RECIPES: Mapping[str, tuple[str, ...]] = {
-    "sd3": ("toy-sd3", "paper/sd3-medium", "sd3-medium-forecast"),
-    "flux": ("toy-flux", "flux.1-dev-attention", "flux.1-dev-forecast"),
+    "sd3": ("toy-sd3", "sd3-medium-windows", "paper/sd3-medium"),
+    "flux": ("toy-flux", "flux.1-dev-windows", "flux.1-dev-attention"),
 }
-"""By toy: the package's defaults; what the paper does, or attention merged too; the caching end of the scale."""
+"""By toy: the package's defaults; windows merged early; what the paper does, or attention merged too."""
 
 
 def trained(toy: str, steps: int, pixels: int, prompts: int, recipes: Sequence[str] = ()) -> Task:
@@ -103,7 +103,7 @@ def random_sd3(steps: int) -> Task:
         latents: Tensor = pipeline(num_inference_steps=steps, **sd3_prompt_kwargs(seed=case)).images[0]
         return latents.float()
 
-    recipes = (_fit("sd3-medium"),)
+    recipes = (_fit("sd3-medium-windows"),)
     title = "random weights, real StableDiffusion3Pipeline"
     return Task(title, "random-sd3", make, draw, _SEEDS, recipes, peak=None)
 
@@ -122,7 +122,7 @@ def random_flux(steps: int) -> Task:
         side = _RANDOM_LATENT // 2
         return packed.float().T.reshape(-1, side, side)
 
-    recipes = (_fit("flux.1-dev"), _fit("flux.1-dev-attention"))
+    recipes = (_fit("flux.1-dev-windows"), _fit("flux.1-dev-attention"))
     title = "random weights, real FluxPipeline"
     return Task(title, "random-flux", make, draw, _SEEDS, recipes, peak=None)
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sdtm_fx.errors import SdtmFxError
-from sdtm_fx.recipe.extend import list_recipes
 from sdtm_fx.recipe.schema import Recipe
+from sdtm_fx.recipe.siblings import sibling
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,8 @@ def setting_of(recipe: Recipe, steps: int, *, removed: float, base: int = 0) -> 
     """
     for stage in recipe.stages:
         if not stage.method.merges:
-            merging = f"{recipe.name}-merge"
-            such = f", such as {merging}," if merging in list_recipes() else ""
+            merging = sibling(recipe.name, "merge")
+            such = f", such as {merging}," if merging else ""
             raise SdtmFxError(
                 f"tune: {recipe.name}: found method {stage.method.name} in stage {stage.name!r}; accepted a recipe "
                 f"whose stages merge{such} since forecasting them altogether is part of what is tried"

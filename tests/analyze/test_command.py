@@ -70,7 +70,7 @@ def test_a_suggested_recipe_is_written_where_there_is_one(tmp_path: Path) -> Non
 
 def test_the_suggestion_extends_the_file_that_was_named(tmp_path: Path) -> None:
     mine, out = tmp_path / "mine.yaml", tmp_path / "out"
-    mine.write_text("version: 1\nname: mine\nextends: toy-sd3\nseed: 7\n", encoding="utf-8")
+    mine.write_text("version: 1\nname: mine\nextends: toy-sd3-windows\nseed: 7\n", encoding="utf-8")
     out.mkdir()
     found = analysis(*STRUCTURE_THEN_DETAIL)
     files = save_data(found, suggest(found), out, {}, str(mine))

@@ -166,7 +166,7 @@ def test_half_precision_is_measured_in_float32() -> None:
 @pytest.mark.parametrize(
     ("make", "names"),
     [
-        (sd3, {"sd3-medium", "sd3-medium-forecast", "toy-sd3"}),
+        (sd3, {"sd3-medium", "sd3-medium-windows", "toy-sd3"}),
         (flux, {"flux.1-dev", "flux.1-schnell", "toy-flux"}),
         (lambda: sd3(dual_attention_layers=(0,), qk_norm="rms_norm"), {"sd3.5-medium"}),
     ],
@@ -198,7 +198,9 @@ class TestErrors:
 
     def test_a_rewritten_model_is_refused(self) -> None:
         pipeline = tiny_sd3_pipeline(layers=1)
-        recipe = sdtm_fx.load_recipe("sd3-medium").override({"sites.*.expect": None, "plan.round_to": 1})
+        recipe = sdtm_fx.load_recipe("sd3-medium-windows").override(
+            {"sites.*.expect": None, "plan.round_to": 1}
+        )
         with (
             sdtm_fx.rewritten(pipeline, recipe),
             pytest.raises(SdtmFxError, match=r"is rewritten.*sdtm_fx\.restore first"),

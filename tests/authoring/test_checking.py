@@ -163,11 +163,11 @@ def test_what_fails_names_the_key(changes: dict[str, Any], name: str, message: s
 @pytest.mark.parametrize(
     ("name", "steps", "says"),
     [
-        (  # so many that a fifth of them holds one behind two dense ones
-            "flux.1-dev-attention", 15,
-            "; ".join(f"{site} 48 -> 15, none in 7" for site in ("attn", "ff", "single_attn", "single_ff")),
+        (  # so many that a quarter of them holds one behind four dense ones
+            "flux.1-dev-attention", 20,
+            "; ".join(f"{site} 48 -> 15, none in 9" for site in ("attn", "ff", "single_attn", "single_ff")),
         ),
-        ("sd3-medium-forecast", 15, "attn 48 -> none in 8; ff 48 -> none in 8"),
+        ("sd3-medium", 8, "attn 48 -> none in 2; ff 48 -> none in 2"),
         ("wan2.1-t2v-14b-keys", 8, "attn all, with fewer keys; ff 144 -> 72"),
         ("z-image", 8, "ff 48 -> 15"),
     ],

@@ -80,7 +80,7 @@ DIFFERENCES: dict[str, Difference] = {
     # The lengths of the text are for older versions of diffusers alone.
     "qwen-image": Difference(inputs=("txt_seq_lens",), share=()),
     "qwen-image-edit": Difference(inputs=("txt_seq_lens",), share=()),
-    "flux.1-kontext": Difference(
+    "flux.1-kontext-windows": Difference(
         tokens="that reference images follow is not in the config",
         settings="late steps are forecast by hand; a draft merges in both stages, as `tune` takes it",
     ),

@@ -59,7 +59,7 @@ def test_a_draft_that_does_not_load_is_named(sd3: Survey, tmp_path: Path) -> Non
 
 def test_a_draft_whose_sites_are_not_there_fails_at_the_first_run(sd3: Survey, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text("version: 1\nname: mine\nextends: toy-sd3\nsites: {ff: {match: nowhere.ff}}\n")
+    path.write_text("version: 1\nname: mine\nextends: toy-sd3-windows\nsites: {ff: {match: nowhere.ff}}\n")
     checks = try_draft(path, sd3, 2)
     assert [check.passed for check in checks] == [True, True, False]
     assert "NothingMatched" in checks[-1].says

@@ -26,7 +26,7 @@ def benchmark(tmp_path: Path, *arguments: str) -> tuple[dict[str, Any], str]:
 
 
 def test_it_writes_a_record(small_sd3: configs.BenchModel, tmp_path: Path) -> None:
-    record, output = benchmark(tmp_path)
+    record, output = benchmark(tmp_path, "--recipe", "sd3-medium-windows")
     assert record["torch"] == torch.__version__
     assert [s["stage"] for s in record["stages"]] == ["structure", "detail"]
     assert record["stages"][0]["merged_bytes"] is None

@@ -29,18 +29,18 @@ SETUP = BenchSetup(
 
 def one_stage(method: dict[str, Any], **changes: Any) -> sdtm_fx.Recipe:
     stage = {"name": "all", "until": 1.0, "sites": ["attn", "ff"], "method": method}
-    return sdtm_fx.load_recipe("sd3-medium").override(name=method["name"], stages=[stage], **changes)
+    return sdtm_fx.load_recipe("sd3-medium-windows").override(name=method["name"], stages=[stage], **changes)
 
 
 def test_every_merging_stage_is_timed_with_fresh_and_with_kept_plans(small_sd3: configs.BenchModel) -> None:
-    mixed = sdtm_fx.load_recipe("sd3-medium").override(
+    mixed = sdtm_fx.load_recipe("sd3-medium-windows").override(
         {"stages.structure.method": {"name": "skip"}, "stages.detail.method": {"name": "tome"}}
     )
     recipes = [mixed, one_stage({"name": "uniform"}), one_stage({"name": "todo"}, ratio={"curve": "full"})]
     triples: list[int] = []
     found = compare_recipes(small_sd3, recipes, SETUP, lambda: triples.append(1))
     assert [(c.recipe, c.stage, c.method) for c in found] == [
-        ("sd3-medium", "detail", "tome"), ("uniform", "all", "uniform"), ("todo", "all", "todo"),
+        ("sd3-medium-windows", "detail", "tome"), ("uniform", "all", "uniform"), ("todo", "all", "todo"),
     ]  # fmt: skip
     assert len(triples) == 2 * compared_stages(recipes) == 6
     assert [c.kept for c in found] == [32, 31, 16], "todo's ratio is full and stays so"

@@ -75,7 +75,7 @@ def test_plans_are_weighed_by_how_many_a_call_makes() -> None:
 @pytest.mark.parametrize("share", [[], ["cfg"], ["batch"]], ids=["alone", "cfg", "batch"])
 @pytest.mark.parametrize("name", ["ssm", "local_match", "tome", "random"])
 def test_parts_of_any_method_are_timed(small_sd3: configs.BenchModel, share: list[str], name: str) -> None:
-    recipe = sdtm_fx.load_recipe("sd3-medium").override(
+    recipe = sdtm_fx.load_recipe("sd3-medium-windows").override(
         {
             "stages.structure.method": {"name": name},
             "stages.detail.method": {"name": "local_match"},
@@ -95,7 +95,7 @@ def test_parts_of_any_method_are_timed(small_sd3: configs.BenchModel, share: lis
 
 
 def test_stages_without_plans_of_their_own_have_no_parts(small_sd3: configs.BenchModel) -> None:
-    recipe = sdtm_fx.load_recipe("sd3-medium").override(
+    recipe = sdtm_fx.load_recipe("sd3-medium-windows").override(
         {"stages.structure.method": {"name": "skip"}, "stages.detail.method": {"name": "idm"}}
     )
     assert time_parts(small_sd3, recipe, SETUP, [(8, 8)]) == ()
@@ -112,7 +112,7 @@ def test_passes_run_once_for_each_structure_whatever_the_depth(
         return run_passes(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(programs, "run_passes", counting)
-    recipe = sdtm_fx.load_recipe("flux.1-dev").override({"sites.*.expect": None})
+    recipe = sdtm_fx.load_recipe("flux.1-dev-windows").override({"sites.*.expect": None})
     counted = []
     for depth in (1, 3):
         model = configs.build(small_flux, (depth, depth), torch.float32, torch.device("cpu"))
@@ -125,7 +125,7 @@ def test_passes_run_once_for_each_structure_whatever_the_depth(
 @pytest.mark.slow
 def test_depths_tell_tracing_from_rewriting(small_sd3: configs.BenchModel) -> None:
     ticks: list[int] = []
-    times = time_depths(small_sd3, sdtm_fx.load_recipe("sd3-medium"), (2, 4), lambda: ticks.append(1))
+    times = time_depths(small_sd3, sdtm_fx.load_recipe("sd3-medium-windows"), (2, 4), lambda: ticks.append(1))
     assert [(t.blocks, t.structures) for t in times] == [(2, 2), (4, 2)]
     assert len(ticks) == 2
     for t in times:

@@ -25,7 +25,9 @@ FLUX_SETUP = BenchSetup(
 
 def test_stages_are_paired_with_dense(small_sd3: configs.BenchModel) -> None:
     pairs = []
-    recipe = sdtm_fx.load_recipe("sd3-medium").override({"stages.detail.method": {"name": "local_match"}})
+    recipe = sdtm_fx.load_recipe("sd3-medium-windows").override(
+        {"stages.detail.method": {"name": "local_match"}}
+    )
     timings = bench_stages(small_sd3, recipe, SETUP, on_run=lambda: pairs.append(1))
     assert [t.stage for t in timings] == ["structure", "detail"]
     assert len(pairs) == 6
@@ -42,7 +44,7 @@ def test_stages_are_paired_with_dense(small_sd3: configs.BenchModel) -> None:
 
 def test_flux_takes_its_numbers_of_double_and_single_blocks(small_flux: configs.BenchModel) -> None:
     late = {"sites": ["ff", "single_ff"], "method": {"name": "local_match"}}
-    recipe = sdtm_fx.load_recipe("flux.1-dev").override({"stages.detail": late})
+    recipe = sdtm_fx.load_recipe("flux.1-dev-windows").override({"stages.detail": late})
     timings = bench_stages(small_flux, recipe, FLUX_SETUP)
     assert [t.plans for t in timings] == [3, 3]
     shares = break_down(small_flux, recipe, FLUX_SETUP)
@@ -72,7 +74,7 @@ def test_numbers_of_blocks_become_the_models_own(
 def test_plans_are_counted_by_group(
     small_sd3: configs.BenchModel, changes: dict[str, Any], plans: int
 ) -> None:
-    recipe = sdtm_fx.load_recipe("sd3-medium").override({"sites.*.expect": None, **changes})
+    recipe = sdtm_fx.load_recipe("sd3-medium-windows").override({"sites.*.expect": None, **changes})
     setup = BenchSetup(0.5, (3,), (8, 8), 1, torch.float32, torch.device("cpu"), 1)
     rewriting = pair_of_models(small_sd3, recipe, setup).rewriting
     assert plans_per_call(rewriting, Phase(0, 32, refresh=False)) == plans
@@ -124,7 +126,7 @@ def test_each_side_is_counted_on_its_own(
         return 2**20 * len(counted)
 
     monkeypatch.setattr(pairing, "peak_bytes", peak)
-    timings = bench_stages(small_sd3, sdtm_fx.load_recipe("sd3-medium"), SETUP)
+    timings = bench_stages(small_sd3, sdtm_fx.load_recipe("sd3-medium-windows"), SETUP)
     assert counted == ["run_dense", "run_merged", "run_merged"]
     assert [(t.dense_bytes, t.merged_bytes) for t in timings] == [(2**20, 2 * 2**20), (2**20, 3 * 2**20)]
     assert [c.header for c in stage_table(timings, "").columns][-2:] == ["peak, dense", "peak, merged"]

@@ -52,7 +52,7 @@ def run(tmp_path: Path, *arguments: str) -> tuple[int, str, dict[str, Any]]:
 def test_the_command_times_a_config(tmp_path: Path) -> None:
     tiny_sd3_transformer(layers=3).save_config(tmp_path)
     config, mine = str(tmp_path / "config.json"), tmp_path / "mine.yaml"
-    mine.write_text(sdtm_fx.load_recipe("toy-sd3").to_yaml(), encoding="utf-8")
+    mine.write_text(sdtm_fx.load_recipe("toy-sd3-windows").to_yaml(), encoding="utf-8")
     code, output, record = run(
         tmp_path, "--config", config, "--recipe", str(mine), "--text", "5", "--halves", "2"
     )

@@ -143,7 +143,7 @@ def test_equal_blocks_are_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
         )
     blocks, singles = model.transformer_blocks, model.single_transformer_blocks
     singles[4].attn.added = object()
-    sdtm_fx.rewrite(model, sdtm_fx.load_recipe("flux.1-dev").override({"sites.*.expect": None}))
+    sdtm_fx.rewrite(model, sdtm_fx.load_recipe("flux.1-dev-windows").override({"sites.*.expect": None}))
     rewriting = the_rewriting(model)
     assert len(rewriting.cache.programs) == 2
     assert len(rewriting.bindings) == 9

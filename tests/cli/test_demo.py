@@ -28,7 +28,7 @@ def test_it_draws_reports_and_restores(tmp_path: Path, monkeypatch: pytest.Monke
         "recipe toy-sd3",
         "recipe paper/sd3-medium",
         "recipe toy-flux",
-        "recipe flux.1-dev",
+        "recipe flux.1-dev-windows",
         "MACs per step",
         "CPU",
     ):
@@ -62,7 +62,7 @@ def test_a_restore_that_is_not_exact_is_a_failure(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(tasks, "random_flux", tasks.random_sd3)
     result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path), "--steps", "8"], env={"COLUMNS": "160"})
     assert result.exit_code == 1
-    assert "restore did not give the dense pipeline back: random-sd3, sd3-medium" in result.stdout
+    assert "restore did not give the dense pipeline back: random-sd3, sd3-medium-windows" in result.stdout
 
 
 def test_a_recording_that_changes_images_is_a_failure(
@@ -94,7 +94,7 @@ def test_a_comparison_counts_its_images_and_leaves_the_dense_pipeline_alone() ->
     comparison = compare(task, on_image=lambda: seen.append(None))
     assert len(seen) == task.draws == len(task.captions) * (1 + len(task.recipes))
     assert torch.equal(comparison.images[0], task.draw(task.make(), 0))
-    assert {o.recipe for o in comparison.outcomes} == {"flux.1-dev", "flux.1-dev-attention"}
+    assert {o.recipe for o in comparison.outcomes} == {"flux.1-dev-windows", "flux.1-dev-attention"}
     assert all(len(o.psnr) == len(task.captions) for o in comparison.outcomes)
 
 

@@ -45,7 +45,7 @@ def test_it_prints_tables_for_the_toy() -> None:
 def test_it_builds_a_model_from_a_diffusers_config(tmp_path: Path) -> None:
     tiny_sd3_transformer(layers=3).save_config(tmp_path)
     recipe = tmp_path / "mine.yaml"
-    recipe.write_text("version: 1\nname: mine\nextends: toy-sd3\n")
+    recipe.write_text("version: 1\nname: mine\nextends: toy-sd3-windows\n")
     data = explained(str(recipe), "--config", str(tmp_path / "config.json"), "--height", "8", "--width", "8")
     assert (data["blocks"], data["recipe"], data["batch"]) == (3, "mine", 1)
 
@@ -84,7 +84,7 @@ def test_a_config_that_names_no_model_is_an_error(tmp_path: Path, text: str, mes
 
 def test_a_recipe_without_a_published_shape_asks_for_one(tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
-    recipe.write_text("version: 1\nname: mine\nextends: sd3-medium\n")
+    recipe.write_text("version: 1\nname: mine\nextends: sd3-medium-windows\n")
     _, err = run(str(recipe), code=1)
     assert "no published shape for recipe 'mine'; give --model (auraflow, " in err
 

@@ -40,12 +40,14 @@ def test_an_unknown_name_is_an_error_with_the_nearest() -> None:
 
 def test_validate_tells_good_files_from_bad(tmp_path: Path) -> None:
     good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
-    good.write_text(sdtm_fx.load_recipe("sd3-medium").to_yaml())
-    bad.write_text("version: 1\nname: bad\nextends: sd3-medium\nratoi: {curve: constant, start: 0.5}\n")
+    good.write_text(sdtm_fx.load_recipe("sd3-medium-windows").to_yaml())
+    bad.write_text(
+        "version: 1\nname: bad\nextends: sd3-medium-windows\nratoi: {curve: constant, start: 0.5}\n"
+    )
     out, _ = run("recipes", "validate", str(good))
-    assert f"{good}: sd3-medium is valid" in out
+    assert f"{good}: sd3-medium-windows is valid" in out
     out, err = run("recipes", "validate", str(bad), str(good), code=1)
-    assert "sd3-medium is valid" in out
+    assert "sd3-medium-windows is valid" in out
     assert "bad.yaml:4" in err
     assert "did you mean 'ratio'?" in err
 

@@ -27,12 +27,12 @@ from tests.passes.working import Calls
 from tests.zoo import ZOO
 
 FAMILIES = MODELS | {
-    "sd3-medium-merge": MODELS["sd3-medium"],
-    "sd3-medium-forecast": MODELS["sd3-medium"],
-    "flux.1-dev-forecast": MODELS["flux.1-dev"],
-    "sd3-medium, keys": MODELS["sd3-medium"],
-    "sd3.5-medium, keys": MODELS["sd3.5-medium"],
-    "flux.1-dev, keys": MODELS["flux.1-dev-attention"],
+    "sd3-medium-merge": MODELS["sd3-medium-windows"],
+    "sd3-medium": MODELS["sd3-medium-windows"],
+    "flux.1-dev": MODELS["flux.1-dev-windows"],
+    "sd3-medium-windows, keys": MODELS["sd3-medium-windows"],
+    "sd3.5-medium-windows, keys": MODELS["sd3.5-medium-windows"],
+    "flux.1-dev-windows, keys": MODELS["flux.1-dev-attention"],
     "auraflow": ("auraflow", ZOO["auraflow"].build),
     "auraflow, keys": ("auraflow", ZOO["auraflow"].build),
     "sana": ("sana", ZOO["sana"].build),
@@ -58,7 +58,7 @@ ACROSS_TOO = {"stages.structure.sites": ["self", "cross", "ff"]}
 def rules_of(name: str) -> Recipe:
     recipe, _, how = name.partition(", ")
     more = {"": {}, "keys": KEYS, "skip": SKIP}[how]
-    if how == "keys" and recipe == "flux.1-dev":
+    if how == "keys" and recipe == "flux.1-dev-windows":
         more = more | FLUX_KEYS
     if how == "skip" and recipe == "pixart-sigma":
         more = more | ACROSS_TOO
@@ -121,19 +121,19 @@ def direct(
 
 
 CASES = [
-    ("sd3-medium", "transformer_blocks.0", 0),
+    ("sd3-medium-windows", "transformer_blocks.0", 0),
     ("sd3-medium-merge", "transformer_blocks.0", 1),
-    ("sd3-medium", "transformer_blocks.2", 0),
-    ("sd3.5-medium", "transformer_blocks.0", 0),
-    ("flux.1-dev", "transformer_blocks.0", 0),
-    ("flux.1-dev", "single_transformer_blocks.0", 0),
+    ("sd3-medium-windows", "transformer_blocks.2", 0),
+    ("sd3.5-medium-windows", "transformer_blocks.0", 0),
+    ("flux.1-dev-windows", "transformer_blocks.0", 0),
+    ("flux.1-dev-windows", "single_transformer_blocks.0", 0),
     ("flux.1-dev-attention", "transformer_blocks.0", 0),
     ("flux.1-dev-attention", "single_transformer_blocks.0", 0),
-    ("sd3-medium, keys", "transformer_blocks.0", 0),
-    ("sd3-medium, keys", "transformer_blocks.2", 0),
-    ("sd3.5-medium, keys", "transformer_blocks.0", 0),  # and its second attention on merged tokens
-    ("flux.1-dev, keys", "transformer_blocks.0", 0),
-    ("flux.1-dev, keys", "single_transformer_blocks.0", 0),
+    ("sd3-medium-windows, keys", "transformer_blocks.0", 0),
+    ("sd3-medium-windows, keys", "transformer_blocks.2", 0),
+    ("sd3.5-medium-windows, keys", "transformer_blocks.0", 0),  # and its second attention on merged tokens
+    ("flux.1-dev-windows, keys", "transformer_blocks.0", 0),
+    ("flux.1-dev-windows, keys", "single_transformer_blocks.0", 0),
     ("auraflow", "joint_transformer_blocks.0", 0),  # registers stand beside the text
     ("auraflow", "single_transformer_blocks.0", 0),
     ("auraflow, keys", "joint_transformer_blocks.0", 0),
@@ -160,12 +160,12 @@ def test_the_closed_form_is_the_direct_count(
 @pytest.mark.parametrize(
     ("name", "path", "stage"),
     [
-        ("sd3-medium-forecast", "transformer_blocks.0", 0),
-        ("sd3-medium-forecast", "transformer_blocks.2", 0),
-        ("sd3.5-medium", "transformer_blocks.0", 1),  # and attention of image tokens among themselves
-        ("flux.1-dev-forecast", "transformer_blocks.0", 0),
-        ("flux.1-dev-forecast", "single_transformer_blocks.0", 0),
-        ("flux.1-dev", "single_transformer_blocks.0", 1),
+        ("sd3-medium", "transformer_blocks.0", 0),
+        ("sd3-medium", "transformer_blocks.2", 0),
+        ("sd3.5-medium-windows", "transformer_blocks.0", 1),  # and attention of image tokens among themselves
+        ("flux.1-dev", "transformer_blocks.0", 0),
+        ("flux.1-dev", "single_transformer_blocks.0", 0),
+        ("flux.1-dev-windows", "single_transformer_blocks.0", 1),
         ("pixart-sigma, skip", "transformer_blocks.0", 0),  # and attention to text alone
         ("sana, skip", "transformer_blocks.0", 0),  # linear attention
         ("auraflow, skip", "joint_transformer_blocks.0", 0),  # registers stand beside the text
@@ -193,14 +193,16 @@ def test_the_dense_block_is_counted_exactly_where_it_was_measured(name: str, pat
 
 
 def test_attention_with_and_without_text_is_told_apart() -> None:
-    assert measured("sd3-medium", "transformer_blocks.0", 0)[3].saving.text_share == pytest.approx(1.0)
-    dual = measured("sd3.5-medium", "transformer_blocks.0", 0)[3].saving
+    assert measured("sd3-medium-windows", "transformer_blocks.0", 0)[3].saving.text_share == pytest.approx(
+        1.0
+    )
+    dual = measured("sd3.5-medium-windows", "transformer_blocks.0", 0)[3].saving
     assert dual.text_share == pytest.approx(0.5)  # one of two attentions of one width
-    assert measured("flux.1-dev", "transformer_blocks.0", 0)[3].saving.attention == 0.0
+    assert measured("flux.1-dev-windows", "transformer_blocks.0", 0)[3].saving.attention == 0.0
 
 
 def test_sites_save_no_more_than_their_block() -> None:
-    cost = measured("sd3-medium", "transformer_blocks.0", 0)[3]
+    cost = measured("sd3-medium-windows", "transformer_blocks.0", 0)[3]
     assert set(cost.sites) == {"attn", "ff"}
     assert sum(s.linear for s in cost.sites.values()) == pytest.approx(cost.saving.linear)
     assert cost.sites["attn"].attention == pytest.approx(cost.saving.attention)
@@ -208,7 +210,7 @@ def test_sites_save_no_more_than_their_block() -> None:
 
 
 def test_a_split_projection_saves_more_than_its_site() -> None:
-    cost = measured("flux.1-dev", "single_transformer_blocks.0", 0)[3]
+    cost = measured("flux.1-dev-windows", "single_transformer_blocks.0", 0)[3]
     width, hidden = 32, 128
     assert cost.sites["proj_mlp"].linear == pytest.approx(width * hidden)
     assert cost.saving.linear == pytest.approx(2 * width * hidden)  # the MLP's half of the projection too
@@ -223,12 +225,12 @@ def test_planning_by_windows_needs_no_products_and_matching_does() -> None:
 
 
 def test_a_stage_that_leaves_a_block_alone_has_no_cost() -> None:
-    model, rules = MODELS["flux.1-dev"][1](), shipped("flux.1-dev")
+    model, rules = MODELS["flux.1-dev-windows"][1](), shipped("flux.1-dev-windows")
     only_single = rules.override(
         stages={"structure": {"sites": ["single_ff"]}, "detail": {"sites": ["single_ff"]}}
     )
     path = "transformer_blocks.0"
-    key, leaves = leaves_at("flux.1-dev", model, path, MEASURED)
+    key, leaves = leaves_at("flux.1-dev-windows", model, path, MEASURED)
     block = model.get_submodule(path)
     places = tuple(
         SitePlace(i, s.match.split("*.")[1], s.match)
@@ -241,14 +243,14 @@ def test_a_stage_that_leaves_a_block_alone_has_no_cost() -> None:
 
 def test_fewer_keys_save_what_a_hand_counts() -> None:
     """Two products of (N + T) x R x D per sample, and nothing linear."""
-    cost = measured("sd3-medium, keys", "transformer_blocks.0", 0)[3]
+    cost = measured("sd3-medium-windows, keys", "transformer_blocks.0", 0)[3]
     width = cost.width  # heads times channels of a head
     site = cost.sites["attn"]
     for tokens, text, remove in ((24, 5, 12), (4096, 333, 3072)):
         assert site.at(tokens, text, remove) == Macs(0.0, 2.0 * (tokens + text) * remove * width)
     assert cost.saving.linear == cost.sites["ff"].linear
     assert cost.saving.attention == 0.0
-    second = measured("sd3.5-medium, keys", "transformer_blocks.0", 0)[3]
+    second = measured("sd3.5-medium-windows, keys", "transformer_blocks.0", 0)[3]
     assert second.saving.keys_text == 1.0
     assert second.saving.attention == pytest.approx(second.sites["attn2"].attention)
     assert second.saving.text_share == pytest.approx(0.0)
@@ -256,7 +258,7 @@ def test_fewer_keys_save_what_a_hand_counts() -> None:
 
 
 def test_both_attentions_of_a_block_may_have_fewer_keys() -> None:
-    name, path = "sd3.5-medium", "transformer_blocks.0"
+    name, path = "sd3.5-medium-windows", "transformer_blocks.0"
     rules = shipped(name).override(KEYS | {"sites.attn2.merge": "keys"})
     model = FAMILIES[name][1]()
     key, leaves = leaves_at(name, model, path, MEASURED)

@@ -17,7 +17,7 @@ from sdtm_fx.demo.pictures import data_uri, difference, merged_share, shaded, sh
 from sdtm_fx.demo.tasks import predicted_images
 
 STEPS = 6
-RECIPES = ("toy-sd3-merge", "paper/sd3-medium", "sd3-medium-forecast")
+RECIPES = ("toy-sd3-merge", "paper/sd3-medium", "sd3-medium")
 VOID = {"meta", "img", "br", "input"}
 SHAPES = {"path", "image", "rect", "line"}
 
@@ -110,7 +110,7 @@ def test_bars_are_the_costs_of_the_steps(comparison: Comparison) -> None:
     assert merged[2].label == "detail: 70% removed"
     assert [bar.tone for bar in merged] == ["refresh", "refresh", "stage0", "refresh", "stage0", "dense"]
     assert {bar.stage for bar in paper} == {"structure", "detail"}
-    assert "detail: all forecast" in {bar.label for bar in forecast}
+    assert "all: all forecast" in {bar.label for bar in forecast}
 
 
 def test_the_table_holds_the_numbers(comparison: Comparison) -> None:

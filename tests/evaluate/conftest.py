@@ -63,7 +63,7 @@ def tiny() -> Any:
 
 def merging(ratio: float, **changes: Any) -> Recipe:
     """Plain merging, without forecasts, in all steps but the last."""
-    return load_recipe("toy-sd3").override(
+    return load_recipe("toy-sd3-windows").override(
         {
             "stages.detail.method": {"name": "local_match"},
             "ratio": {"curve": "constant", "start": ratio},

@@ -31,9 +31,9 @@ def shipped(name: str, **changes: Any) -> Recipe:
     return load_recipe(name).override({**SMALL, **changes})
 
 
-MERGING = shipped("sd3-medium", **PLAIN)
+MERGING = shipped("sd3-medium-windows", **PLAIN)
 CURVED = MERGING.override({"ratio": {"curve": "cosine", "start": 0.6, "end": 0.2, "levels": 4}})
-CACHING = shipped("sd3-medium-forecast")
+CACHING = shipped("sd3-medium")
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def test_the_size_comes_from_one_step_of_the_pipeline(pipe: ToySD3Pipeline) -> N
     assert probe_size(pipe, MERGING, steps=9, height=12, width=32) == CallSize(9, (6, 16), 2, 16)
     assert probe_size(pipe, MERGING, steps=9, **SIZE, guidance_scale=1.0).batch == 1
     with pytest.raises(RewriteError, match="is for FluxTransformer2DModel, and ToySD3Pipeline has none"):
-        probe_size(pipe, load_recipe("flux.1-dev"), steps=9, **SIZE)
+        probe_size(pipe, load_recipe("flux.1-dev-windows"), steps=9, **SIZE)
 
 
 def test_a_pipeline_is_matched_in_one_call(pipe: ToySD3Pipeline) -> None:
@@ -171,7 +171,7 @@ def test_a_threshold_really_samples(pipe: ToySD3Pipeline, monkeypatch: pytest.Mo
             MERGING,
             "ratio",
             9.0,
-            r"sd3-medium: knob 'ratio': found a budget of 9x; accepted 1\.\d\dx to \d\.\d\dx,",
+            r"sd3-medium-windows: knob 'ratio': found a budget of 9x; accepted 1\.\d\dx to \d\.\d\dx,",
         ),
         (MERGING, "ratio", 0.9, r"found a budget of 0.9x; accepted a speedup above 1"),
         (MERGING, "interval", 1.3, r"knob 'interval': found no reuse; accepted a recipe whose dense steps"),

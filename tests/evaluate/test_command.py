@@ -170,7 +170,7 @@ SAMPLING = Sampling(("a red circle",), (0,), 1, 16, 16, None, 1, 1, 0)
 
 @pytest.mark.slow
 def test_an_error_of_another_process_arrives(tmp_path: Path) -> None:
-    rows = [Row("wrong", "wrong", load_recipe("sd3-medium"))]  # 24 blocks are more than a toy has
+    rows = [Row("wrong", "wrong", load_recipe("sd3-medium-windows"))]  # 24 blocks are more than a toy has
     with pytest.raises(SdtmFxError, match="24"):
         parallel.draw_in_processes(
             ModelSource("toy-sd3"), rows, SAMPLING, {"threads": 1}, tmp_path, processes=1

@@ -3,8 +3,8 @@
 `tests/data/quality_gate.json` is what `sdtm-fx eval` found, settings included; the same is measured again here.
 After a change that is meant to move the numbers, or with new weights, write it anew from the root of the checkout:
 
-    sdtm-fx eval --model toy-sd3 --recipe toy-sd3 --recipe toy-sd3-merge --images 8 --judge-images 0 --steps 20 \
-        --height 48 --width 48 --fresh --json tests/data/quality_gate.json
+    sdtm-fx eval --model toy-sd3 --recipe toy-sd3 --recipe toy-sd3-windows --recipe toy-sd3-merge --images 8 \
+        --judge-images 0 --steps 20 --height 48 --width 48 --fresh --json tests/data/quality_gate.json
 """
 
 from __future__ import annotations

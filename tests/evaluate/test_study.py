@@ -23,11 +23,11 @@ budgets: [1.37, 1.38, 40]
 rows:
   - {label: dense, method: dense}
   - {label: dense again, method: dense}
-  - {label: plain, method: plain, recipe: sd3-medium, overrides: {ratio.start: 0.5}, judged: false}
-  - {label: late, method: late, recipe: sd3-medium, steps: {least: 20}, why_steps: it is slow}
+  - {label: plain, method: plain, recipe: sd3-medium-windows, overrides: {ratio.start: 0.5}, judged: false}
+  - {label: late, method: late, recipe: sd3-medium-windows, steps: {least: 20}, why_steps: it is slow}
   - label: cache
     method: cache
-    recipe: sd3-medium-forecast
+    recipe: sd3-medium
     knob: interval
     judged: [1.38]
   - {label: hook, method: hook, hook: {name: taylorseer}, knob: interval, budgets: [1.5]}
@@ -167,7 +167,7 @@ def test_rows_are_solved_or_left_out_with_a_reason(
             r":11: rows\[3\]\.steps: found 20 to 8; accepted least at most",
         ),
         (
-            "recipe: sd3-medium,",
+            "recipe: sd3-medium-windows,",
             "recipe: sd3-medum,",
             r":10: rows\[2\] 'plain': .*'sd3-medum'.*did you mean 'sd3-m",
         ),
@@ -195,9 +195,9 @@ def test_studies_that_are_not_there(tmp_path: Path) -> None:
 
 
 def test_recipes_may_lie_beside_a_study(tmp_path: Path) -> None:
-    own = "{version: 1, name: own, extends: sd3-medium, ratio: {start: 0.25}}"
+    own = "{version: 1, name: own, extends: sd3-medium-windows, ratio: {start: 0.25}}"
     (tmp_path / "own.yaml").write_text(own, encoding="utf-8")
-    study = load_study(written(tmp_path, "recipe: sd3-medium,", "recipe: own.yaml,"))
+    study = load_study(written(tmp_path, "recipe: sd3-medium-windows,", "recipe: own.yaml,"))
     assert study.recipe(study.spec.rows[2]).name == "own"
 
 

@@ -44,17 +44,17 @@ def _flux_call(batch: int = 2) -> dict[str, object]:
 
 
 CASES = {
-    "sd3": (lambda: tiny_sd3_transformer(layers=3), "sd3-medium", _sd3_call, {}),
+    "sd3": (lambda: tiny_sd3_transformer(layers=3), "sd3-medium-windows", _sd3_call, {}),
     "dual attention": (
         lambda: tiny_sd3_transformer(layers=3, dual_attention_layers=(0, 1), qk_norm="rms_norm"),
-        "sd3.5-medium", _sd3_call, {},
+        "sd3.5-medium-windows", _sd3_call, {},
     ),
-    "flux": (lambda: tiny_flux_transformer(layers=1, single_layers=2), "flux.1-dev", _flux_call, {}),
+    "flux": (lambda: tiny_flux_transformer(layers=1, single_layers=2), "flux.1-dev-windows", _flux_call, {}),
     "flux attention": (
         lambda: tiny_flux_transformer(layers=1, single_layers=2), "flux.1-dev-attention", _flux_call, {},
     ),
     "idm": (
-        lambda: tiny_sd3_transformer(layers=2), "sd3-medium", _sd3_call,
+        lambda: tiny_sd3_transformer(layers=2), "sd3-medium-windows", _sd3_call,
         {"stages.detail.sites": ["ff"], "stages.detail.method": {"name": "idm", "probe_queries": 16}},
     ),
     "keys": (
@@ -63,7 +63,7 @@ CASES = {
     ),
     "keys, dual attention": (
         lambda: tiny_sd3_transformer(layers=3, dual_attention_layers=(0, 1), qk_norm="rms_norm"),
-        "sd3.5-medium", _sd3_call,
+        "sd3.5-medium-windows", _sd3_call,
         {
             "sites.attn.merge": "keys", "sites.attn2.merge": "keys",
             "stages.detail.method": {"name": "local_match"},
@@ -76,7 +76,7 @@ CASES = {
             "stages.structure.sites": ["attn", "single_attn"], "stages.structure.method": {"name": "todo", "factor": 3},
         },
     ),
-    "layers share": (lambda: tiny_sd3_transformer(layers=4), "sd3-medium", _sd3_call, {"plan.every_layers": 2}),
+    "layers share": (lambda: tiny_sd3_transformer(layers=4), "sd3-medium-windows", _sd3_call, {"plan.every_layers": 2}),
 }  # fmt: skip
 
 
@@ -105,7 +105,7 @@ def test_sd3_medium_costs_what_the_paper_says() -> None:
             num_attention_heads=24, joint_attention_dim=4096, caption_projection_dim=1536,
             pooled_projection_dim=2048, pos_embed_max_size=192,
         )  # fmt: skip
-    sdtm_fx.rewrite(model, "sd3-medium")
+    sdtm_fx.rewrite(model, "sd3-medium-windows")
     report = sdtm_fx.explain(model, steps=50, grid=(64, 64), batch=2, text=333, quiet=True)
     assert report.dense.linear / 1e12 == pytest.approx(6.01, abs=0.01)
     assert report.dense.total / 1e12 == pytest.approx(8.90, abs=0.01)
@@ -188,9 +188,11 @@ def test_explain_prints_unless_quiet(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_a_stage_that_no_step_runs_is_a_note() -> None:
     model = tiny_sd3_transformer(layers=2)
-    sdtm_fx.rewrite(model, sdtm_fx.load_recipe("sd3-medium").override({"sites.*.expect": None}))
+    sdtm_fx.rewrite(model, sdtm_fx.load_recipe("sd3-medium-windows").override({"sites.*.expect": None}))
     (note,) = sdtm_fx.explain(model, steps=8, grid=GRID, quiet=True).notes
-    assert note.startswith("sd3-medium: stage 'structure' runs in none of the 8 steps: keep_dense keeps")
+    assert note.startswith(
+        "sd3-medium-windows: stage 'structure' runs in none of the 8 steps: keep_dense keeps"
+    )
     assert sdtm_fx.explain(model, steps=28, grid=GRID, quiet=True).notes == ()
 
 

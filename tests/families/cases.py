@@ -58,7 +58,7 @@ class FamilyCase:
         """Whether another case has the same blocks."""
         return self.sites is not None or self.recipe_name in (
             "pixart-alpha-512",
-            "flux.1-kontext",
+            "flux.1-kontext-windows",
             "flux.1-dev-keys",
             "qwen-image-keys",
             "chroma-keys",
@@ -351,7 +351,7 @@ FAMILIES = (
     FamilyCase("chroma-keys", _chroma, _masked_chroma_inputs, structures=2),
     FamilyCase("flux.1-dev-keys", ZOO["flux"].build, ZOO["flux"].inputs, structures=2),
     FamilyCase(
-        "flux.1-kontext", ZOO["flux"].build, _kontext_inputs, structures=2, references=REFERENCES,
+        "flux.1-kontext-windows", ZOO["flux"].build, _kontext_inputs, structures=2, references=REFERENCES,
         changes={"stages.detail": {"sites": ["ff", "single_ff"], "method": {"name": "local_match", "radius": 1}}},
     ),
     FamilyCase("flux.2", _flux2, _flux2_inputs, structures=2, references=REFERENCES),

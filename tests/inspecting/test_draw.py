@@ -24,7 +24,7 @@ def sd3() -> Survey:
 
 @pytest.fixture(scope="module")
 def recipe() -> Recipe:
-    return load_recipe("toy-sd3").override({"sites.*.expect": None})
+    return load_recipe("toy-sd3-windows").override({"sites.*.expect": None})
 
 
 def test_arrows_lead_to_later_layers_and_nothing_hangs(sd3: Survey) -> None:
@@ -49,9 +49,13 @@ def test_a_picture_before_and_after_is_written(sd3: Survey, recipe: Recipe, tmp_
     root = ElementTree.fromstring((tmp_path / "blocks.svg").read_text())
     titles = [t.text for t in root.iter("{http://www.w3.org/2000/svg}text") if t.get("font-size") == "13"]
     assert titles == [
-        "transformer_blocks.0 (JointTransformerBlock, 1 alike)", "transformer_blocks.0 in stage structure of toy-sd3",
-        "transformer_blocks.1 (JointTransformerBlock, 1 alike)", "transformer_blocks.1 in stage structure of toy-sd3",
-    ]  # fmt: skip
+        title
+        for block in ("transformer_blocks.0", "transformer_blocks.1")
+        for title in (
+            f"{block} (JointTransformerBlock, 1 alike)",
+            f"{block} in stage structure of toy-sd3-windows",
+        )
+    ]
     draw_blocks(sd3, None, tmp_path / "blocks.html")
     assert "<svg" in (tmp_path / "blocks.html").read_text()
 

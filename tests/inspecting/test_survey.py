@@ -105,14 +105,14 @@ def test_a_size_that_the_model_does_not_take_is_named() -> None:
 
 
 def test_a_recipe_is_marked(flux: Survey) -> None:
-    recipe = load_recipe("toy-flux").override({"sites.*.expect": None})
+    recipe = load_recipe("toy-flux-windows").override({"sites.*.expect": None})
     marks = mark(flux, recipe)
     assert marks.unknown == ()
     assert set(marks.stages) <= {site.path for site in flux.sites}
     with pytest.raises(
         RewriteError, match="is for SD3Transformer2DModel, this model is a FluxTransformer2DModel"
     ):
-        mark(flux, load_recipe("toy-sd3"))
+        mark(flux, load_recipe("toy-sd3-windows"))
 
 
 def test_the_command_prints_tables_and_data(tmp_path: Path) -> None:

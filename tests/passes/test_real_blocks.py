@@ -26,9 +26,9 @@ from tests.zoo import ZOO, sd35_medium
 
 SIZE = (2, GRID, 5)
 MODELS = {
-    "sd3-medium": ("sd3", lambda: tiny_sd3_transformer(layers=3)),
-    "sd3.5-medium": ("sd3.5", lambda: sd35_medium(4)),
-    "flux.1-dev": ("flux", lambda: tiny_flux_transformer(layers=2, single_layers=2)),
+    "sd3-medium-windows": ("sd3", lambda: tiny_sd3_transformer(layers=3)),
+    "sd3.5-medium-windows": ("sd3.5", lambda: sd35_medium(4)),
+    "flux.1-dev-windows": ("flux", lambda: tiny_flux_transformer(layers=2, single_layers=2)),
     "flux.1-dev-attention": ("flux", lambda: tiny_flux_transformer(layers=1, single_layers=1)),
 }
 STRUCTURE, DETAIL = Variant(stage=0), Variant(stage=1)
@@ -65,7 +65,12 @@ def rewrite_blocks(name: str) -> tuple[nn.Module, ProgramCache, dict[str, Progra
 
 @pytest.mark.parametrize(
     ("name", "count"),
-    [("sd3-medium", 2), ("sd3.5-medium", 3), ("flux.1-dev", 2), ("flux.1-dev-attention", 2)],
+    [
+        ("sd3-medium-windows", 2),
+        ("sd3.5-medium-windows", 3),
+        ("flux.1-dev-windows", 2),
+        ("flux.1-dev-attention", 2),
+    ],
 )
 def test_equal_blocks_share_one_program(name: str, count: int) -> None:
     _, cache, programs, _ = rewrite_blocks(name)
@@ -74,17 +79,17 @@ def test_equal_blocks_share_one_program(name: str, count: int) -> None:
 
 
 APPLIED: dict[tuple[str, str, Variant], dict[str, int]] = {
-    ("sd3-medium", "transformer_blocks.0", STRUCTURE):
+    ("sd3-medium-windows", "transformer_blocks.0", STRUCTURE):
         {"insert_merges": 2, "share_plans": 1, "sink_unmerge": 2, "reuse_features": 2},
-    ("sd3-medium", "transformer_blocks.0", DETAIL):
+    ("sd3-medium-windows", "transformer_blocks.0", DETAIL):
         {"insert_merges": 2, "share_plans": 1, "sink_unmerge": 2, "reuse_features": 2},
-    ("sd3-medium", "transformer_blocks.2", STRUCTURE):
+    ("sd3-medium-windows", "transformer_blocks.2", STRUCTURE):
         {"insert_merges": 2, "share_plans": 1, "sink_unmerge": 2, "reuse_features": 2},
-    ("sd3.5-medium", "transformer_blocks.0", STRUCTURE):
+    ("sd3.5-medium-windows", "transformer_blocks.0", STRUCTURE):
         {"insert_merges": 3, "share_plans": 2, "sink_unmerge": 3, "reuse_features": 3},
-    ("flux.1-dev", "transformer_blocks.0", STRUCTURE):
+    ("flux.1-dev-windows", "transformer_blocks.0", STRUCTURE):
         {"insert_merges": 1, "share_plans": 0, "sink_unmerge": 1, "split_projection": 0, "reuse_features": 1},
-    ("flux.1-dev", "single_transformer_blocks.0", STRUCTURE):
+    ("flux.1-dev-windows", "single_transformer_blocks.0", STRUCTURE):
         {"insert_merges": 1, "sink_unmerge": 1, "split_projection": 1, "reuse_features": 1},
     ("flux.1-dev-attention", "transformer_blocks.0", STRUCTURE):
         {"insert_merges": 2, "share_plans": 1, "gather_rotary": 1, "sink_unmerge": 2, "reuse_features": 2},
@@ -140,7 +145,7 @@ def test_a_plan_that_removes_nothing_is_the_dense_block(name: str) -> None:
                     close([t for t in got if t is not None], [t for t in expected if t is not None])
 
 
-@pytest.mark.parametrize("name", ["flux.1-dev", "flux.1-dev-attention"])
+@pytest.mark.parametrize("name", ["flux.1-dev-windows", "flux.1-dev-attention"])
 def test_attention_is_dense_where_the_stage_says_so(name: str) -> None:
     for path, program in rewrite_blocks(name)[2].items():
         if path.startswith("transformer_blocks"):
@@ -154,15 +159,15 @@ def test_the_variants_of_a_recipe() -> None:
     merges, plain = {Variant(stage=0), Variant(stage=1)}, Variant(stage=None)
     first, second = Variant(stage=None, refresh=0), Variant(stage=None, refresh=1)
     # Both stages merge the same sites, so the dense steps before them store the same.
-    assert set(variants_of(merging("sd3-medium"))) == merges | {first, plain}
-    fewer = merging("sd3-medium", stages={"detail": {"sites": ["ff"]}})
+    assert set(variants_of(merging("sd3-medium-windows"))) == merges | {first, plain}
+    fewer = merging("sd3-medium-windows", stages={"detail": {"sites": ["ff"]}})
     assert set(variants_of(fewer)) == merges | {first, second, plain}
     # A stage that forecasts them, and the text beside them, is stored for from the first dense step on.
-    skipping = shipped("sd3-medium", stages={"detail": {"method": {"name": "skip"}}})
+    skipping = shipped("sd3-medium-windows", stages={"detail": {"method": {"name": "skip"}}})
     assert set(variants_of(skipping)) == merges | {second, plain}
-    assert set(variants_of(merging("sd3-medium", reuse=None))) == merges | {plain}
+    assert set(variants_of(merging("sd3-medium-windows", reuse=None))) == merges | {plain}
     star = merging(
-        "sd3-medium", reuse=None, stages={"structure": {"ratio": {"threshold": 0.5, "start": 0.5}}}
+        "sd3-medium-windows", reuse=None, stages={"structure": {"ratio": {"threshold": 0.5, "start": 0.5}}}
     )
     assert set(variants_of(star)) == merges | {plain, Variant(stage=None, measure=0)}
 

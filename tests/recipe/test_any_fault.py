@@ -38,7 +38,7 @@ def containers(value: Any) -> Iterator[Any]:
 @given(data=st.data(), count=st.integers(1, 3))
 @settings(max_examples=100, deadline=None)
 def test_any_fault(data: st.DataObject, count: int) -> None:
-    recipe = load_recipe("flux.1-dev").to_data()
+    recipe = load_recipe("flux.1-dev-windows").to_data()
     for _ in range(count):
         target = data.draw(st.sampled_from(list(containers(recipe))), label="target")
         keys = list(target) if isinstance(target, dict) else list(range(len(target)))

@@ -137,7 +137,7 @@ def test_version_and_name_are_not_inherited(base: Path, head: str, message: str)
 
 def test_text_and_mappings_extend_names_and_absolute_paths(base: Path) -> None:
     assert Recipe.from_yaml_text(HEAD + f"extends: {base}\n").seed == 7
-    mapping = {"version": 1, "name": "child", "extends": "sd3-medium", "ratio": {"start": 0.1}}
+    mapping = {"version": 1, "name": "child", "extends": "sd3-medium-windows", "ratio": {"start": 0.1}}
     assert load_recipe(mapping).ratio.start == 0.1
     with pytest.raises(
         RecipeError, match=r"<text>:3: extends: found the relative path 'base.yaml'; accepted a name"

@@ -14,7 +14,7 @@ from sdtm_fx.step_counts import dense_steps
 
 def recipe(steps: list[int], **keep: Any) -> Recipe:
     counted = {"first_steps": 0, "last_steps": 0, "every_steps": None, "steps": steps, **keep}
-    return load_recipe("toy-sd3").override(keep_dense=counted)
+    return load_recipe("toy-sd3-windows").override(keep_dense=counted)
 
 
 def test_named_steps_are_dense_and_no_others() -> None:
@@ -29,7 +29,7 @@ def test_they_join_the_leading_spread_and_trailing_ones() -> None:
 
 
 def test_saying_nothing_changes_no_fingerprint() -> None:
-    plain = load_recipe("toy-sd3")
+    plain = load_recipe("toy-sd3-windows")
     assert plain.override({"keep_dense.steps": []}).fingerprint() == plain.fingerprint()
     assert plain.override({"keep_dense.steps": [3]}).fingerprint() != plain.fingerprint()
 

@@ -31,7 +31,7 @@ INPUTS = sd3_inputs(4, (4, 6), 5)
 
 def rules(**changes: Any) -> Recipe:
     """SD3 medium, one stage of windows, all steps merged but those said."""
-    return load_recipe("sd3-medium").override(
+    return load_recipe("sd3-medium-windows").override(
         {
             "sites.*.expect": None,
             "plan.round_to": 1,
@@ -284,13 +284,13 @@ def test_a_new_stage_that_stored_other_features_is_refreshed_first() -> None:
 
 def test_a_stage_that_forecasts_finds_all_its_features_stored() -> None:
     assert (
-        flux_phases("flux.1-dev", {"keep_dense.first_steps": 2}) == "RRmRmmRmmRmmRmmRmmRR"
+        flux_phases("flux.1-dev-windows", {"keep_dense.first_steps": 2}) == "RRmRmmRmmRmmRmmRmmRR"
     )  # the second begins at step 5
 
 
 def test_a_stage_that_forecasts_begins_with_two_values_of_each_feature() -> None:
     flux = tiny_flux_transformer(layers=1, single_layers=1)
-    recipe = load_recipe("flux.1-dev").override({"sites.*.expect": None, "plan.round_to": 1})
+    recipe = load_recipe("flux.1-dev-windows").override({"sites.*.expect": None, "plan.round_to": 1})
     with generation(flux, recipe, steps=20) as (clock, runtime):
         phases(flux, runtime, clock, 4, flux_inputs(1, (4, 6), 5))
         (branch,) = runtime.state.branches.values()
@@ -303,7 +303,7 @@ def test_single_blocks_with_an_adapter_serve_both_stages() -> None:
     flux = tiny_flux_transformer(layers=1, single_layers=1)
     targets = [f"single_transformer_blocks.0.{name}" for name in ("proj_out", "proj_mlp")]
     flux.add_adapter(LoraConfig(r=2, target_modules=targets, init_lora_weights=False))
-    recipe = load_recipe("flux.1-dev").override({"sites.*.expect": None, "plan.round_to": 1})
+    recipe = load_recipe("flux.1-dev-windows").override({"sites.*.expect": None, "plan.round_to": 1})
     with generation(flux, recipe, steps=20) as (clock, runtime):
         seen = "".join(phases(flux, runtime, clock, 20, flux_inputs(1, (4, 6), 5)))
         (branch,) = runtime.state.branches.values()
@@ -334,7 +334,7 @@ def test_a_stage_that_never_runs_is_warned_of_once(
             clock.step = 0
             run(model, clock, 3)
     assert caplog.messages == [
-        "sd3-medium: stage 'all' runs in none of the 3 steps: keep_dense keeps all of its own, 0-2"
+        "sd3-medium-windows: stage 'all' runs in none of the 3 steps: keep_dense keeps all of its own, 0-2"
         " (for few steps there is sd3-medium-few)"
     ]
 

@@ -63,7 +63,7 @@ def test_what_is_said(changes: dict[str, Any], steps: int, expected: str) -> Non
 
 
 def test_a_recipe_for_few_steps_is_named_where_there_is_one() -> None:
-    (one,) = said(Recipe.named("sd3-medium"), 8)
+    (one,) = said(Recipe.named("sd3-medium-windows"), 8)
     assert one.endswith("keep_dense keeps all of its own, 0-1 (for few steps there is sd3-medium-few)")
 
 
@@ -71,10 +71,10 @@ def test_a_recipe_for_few_steps_is_named_where_there_is_one() -> None:
     ("recipe", "steps"),
     [
         (make(), 28),
-        (Recipe.named("sd3-medium"), 28),
+        (Recipe.named("sd3-medium-windows"), 28),
         (Recipe.named("sd3-medium-few"), 4),
         (Recipe.named("paper/sd3-medium"), 28),
-        (Recipe.named("sd3-medium-forecast"), 8),  # the stage behind does the same
+        (Recipe.named("sd3-medium"), 8),  # the stage behind does the same
         (make(stages=ONE, ratio=constant(0.0)), 8),  # dense on purpose
         (make(stages=ONE, ratio={"threshold": 0.9, "start": 0.7, "levels": 2}), 8),  # dense if measured so
     ],

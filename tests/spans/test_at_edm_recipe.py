@@ -12,7 +12,7 @@ from tests.user.cases import SD3, observed_inputs, run_steps
 RECIPE = r"""
 version: 1
 name: at-edm-sd3
-extends: sd3-medium
+extends: sd3-medium-windows
 spans:
   - id: edges
     first: "re:transformer_blocks\\.(0|20)"

@@ -36,13 +36,13 @@ def test_every_stage_has_a_step_at_least() -> None:
 def test_what_cannot_be_tuned() -> None:
     with pytest.raises(
         SdtmFxError,
-        match="found method skip in stage 'structure'; accepted a recipe whose stages merge since",
+        match="found method skip in stage 'all'; accepted a recipe whose stages merge, such as sd3-medium-merge, since",
     ):
-        setting_of(load_recipe("sd3-medium-forecast"), 8, removed=0.5)
+        setting_of(load_recipe("sd3-medium"), 8, removed=0.5)
     with pytest.raises(
         SdtmFxError, match="'detail'; accepted a recipe whose stages merge, such as sd3-medium-merge,"
     ):
-        setting_of(load_recipe("sd3-medium"), 8, removed=0.5)
+        setting_of(load_recipe("sd3-medium-windows"), 8, removed=0.5)
     with pytest.raises(
         SdtmFxError, match="found the span 'middle' in stage 'prune-less'; accepted sites only"
     ):

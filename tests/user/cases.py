@@ -74,11 +74,16 @@ class Case:
 
 
 SD3 = Case(
-    "sd3-medium", "sd3-medium", lambda: tiny_sd3_transformer(layers=2), "sd3", 2, {**CURVE, **SD3_SITES}
+    "sd3-medium",
+    "sd3-medium-windows",
+    lambda: tiny_sd3_transformer(layers=2),
+    "sd3",
+    2,
+    {**CURVE, **SD3_SITES},
 )
 SD35_MEDIUM = Case(
     "sd3.5-medium",
-    "sd3.5-medium",
+    "sd3.5-medium-windows",
     lambda: tiny_sd3_transformer(layers=3, dual_attention_layers=(0,), qk_norm="rms_norm"),
     "sd3",
     3,
@@ -86,7 +91,7 @@ SD35_MEDIUM = Case(
 )
 SD35_LARGE = Case(
     "sd3.5-large",
-    "sd3.5-large",
+    "sd3.5-large-windows",
     lambda: tiny_sd3_transformer(layers=2, qk_norm="rms_norm"),
     "sd3",
     2,
@@ -94,7 +99,7 @@ SD35_LARGE = Case(
 )
 FLUX_DEV = Case(
     "flux.1-dev",
-    "flux.1-dev",
+    "flux.1-dev-windows",
     lambda: tiny_flux_transformer(layers=1, single_layers=2),
     "flux",
     2,

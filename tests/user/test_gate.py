@@ -65,7 +65,7 @@ def test_where_nothing_pays_every_step_is_dense_and_that_is_said(
     sdtm_fx.rewrite(model, SD3.recipe(FLAT))
     assert all_equal(run_steps(model, inputs), plain)
     (warned,) = (r.getMessage() for r in caplog.records if r.name == "sdtm_fx.idle_stages")
-    assert warned.startswith("sd3-medium: every one of the 8 steps is dense: the cost gate found")
+    assert warned.startswith("sd3-medium-windows: every one of the 8 steps is dense: the cost gate found")
     report = explained(model)
     assert [(p.label, p.removed, p.stores) for p in report.phases] == [("dense", 0, True)]
     assert report.phases[0].steps == tuple(range(8))

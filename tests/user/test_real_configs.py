@@ -35,8 +35,12 @@ def flux_dev() -> nn.Module:
 
 @pytest.mark.parametrize(
     ("make", "recipe", "structures", "blocks"),
-    [(sd3_medium, "sd3-medium", 2, 24), (flux_dev, "flux.1-dev", 2, 57)],
-    ids=["sd3-medium", "flux.1-dev"],
+    [
+        (sd3_medium, "sd3-medium", 2, 24),
+        (sd3_medium, "sd3-medium-windows", 2, 24),
+        (flux_dev, "flux.1-dev", 2, 57),
+        (flux_dev, "flux.1-dev-windows", 2, 57),
+    ],
 )
 def test_a_released_config_is_rewritten_in_seconds(
     make: Callable[[], nn.Module], recipe: str, structures: int, blocks: int
@@ -59,7 +63,7 @@ def test_a_rewrite_adds_under_one_percent_to_memory() -> None:
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     tracemalloc.start()
     try:
-        sdtm_fx.rewrite(model, "sd3-medium")
+        sdtm_fx.rewrite(model, "sd3-medium-windows")
         gc.collect()
         added, _ = tracemalloc.get_traced_memory()
     finally:

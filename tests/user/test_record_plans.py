@@ -160,7 +160,7 @@ def test_a_pipeline_is_recorded_and_draws_the_same_images() -> None:
 
 def test_guidance_in_calls_of_its_own() -> None:
     pipe = sdtm_fx.rewrite(
-        tiny_flux_pipeline(layers=1, single_layers=1), {"extends": "flux.1-dev", **SMALL_FLUX}
+        tiny_flux_pipeline(layers=1, single_layers=1), {"extends": "flux.1-dev-windows", **SMALL_FLUX}
     )
     with sdtm_fx.record_plans(pipe) as record:
         flux_images(pipe, true_cfg=True)
