@@ -6,6 +6,7 @@
 | measure_threshold | counts what a threshold would merge, on dense steps (SDTM*) |
 | insert_merges | ``f(x)`` becomes ``unmerge(f(merge(x)))`` at every site |
 | insert_spans | merges at the start or end of a block, unmerges at the end of a later one |
+| forecast_spans | leaves a run of blocks out and forecasts what they add, from dense steps that store it |
 | share_plans | one plan for all sites of a block |
 | gather_rotary | position tables follow the tokens |
 | reduce_keys | inside attention, fewer image keys and values; queries stay dense |
@@ -23,6 +24,7 @@ if __name__ != "sdtm_fx.passes":
     raise ImportError("import sdtm_fx.passes, not passes: the folder is part of the sdtm_fx package")
 
 from sdtm_fx.passes.call_opened import CALL_OPENED
+from sdtm_fx.passes.forecast_spans import FORECAST_SPANS
 from sdtm_fx.passes.gather_rotary import GATHER_ROTARY
 from sdtm_fx.passes.insert_merges import INSERT_MERGES
 from sdtm_fx.passes.insert_spans import INSERT_SPANS
@@ -42,6 +44,7 @@ PASSES: tuple[Pass, ...] = (
     MEASURE_THRESHOLD,
     INSERT_MERGES,
     INSERT_SPANS,
+    FORECAST_SPANS,
     SHARE_PLANS,
     GATHER_ROTARY,
     REDUCE_KEYS,

@@ -30,33 +30,43 @@ def insert_spans(work: BlockWork) -> int:
     if place is None:
         return 0
     span = work.recipe.spans[place.span_index]
-    tokens = _argument(work, span)
-    result = _output(work, span, tokens)
+    tokens = image_argument(work, span)
+    result = image_output(work, span, tokens)
     inserted = 0
     if not place.first or span.enter == "start":
         _shorten_input(work, span, tokens, place.first)
         inserted = 1 + _shorten_tables(work, span)
     if place.first and span.enter == "end":
-        _replace_output(work, span, _enter(work, span, result))
+        replace_output(work, span, _enter(work, span, result))
         inserted += 1
     if place.last:
         last = next(iter(reversed(work.graph.nodes)))
         with work.graph.inserting_before(last):
             full = work.graph.call_function(span_ops.leave_span, (work.ctx, result, span.id))
         full.meta["val"] = result.meta["val"]
-        _replace_output(work, span, full)
+        replace_output(work, span, full)
         inserted += 1
     return inserted
 
 
-def _argument(work: BlockWork, span: SpanSpec) -> fx.Node:
+def image_argument(work: BlockWork, span: SpanSpec) -> fx.Node:
+    """The argument that carries the image tokens.
+
+    Raises:
+        SiteError: The block is given none of that name, or it is no sequence.
+    """
     node = work.argument(span.input, "input", f"span {span.id!r}")
     if not _is_sequence(node):
         raise SiteError(f"span {span.id!r}: argument {span.input!r} is not a [batch, tokens, width] tensor")
     return node
 
 
-def _output(work: BlockWork, span: SpanSpec, tokens: fx.Node) -> fx.Node:
+def image_output(work: BlockWork, span: SpanSpec, tokens: fx.Node) -> fx.Node:
+    """What the block returns as image tokens.
+
+    Raises:
+        SiteError: It returns nothing there, or other shapes than it takes.
+    """
     result = next(iter(reversed(work.graph.nodes))).args[0]
     where = f"span {span.id!r}: {type(work.block).__name__}"
     if span.output is None:
@@ -127,7 +137,8 @@ def _belongs_to(leaf: str, argument: str) -> bool:
     return leaf == argument or (leaf.startswith(f"{argument}_") and leaf[len(argument) + 1 :].isdigit())
 
 
-def _replace_output(work: BlockWork, span: SpanSpec, value: fx.Node) -> None:
+def replace_output(work: BlockWork, span: SpanSpec, value: fx.Node) -> None:
+    """Return something else as image tokens."""
     output = next(iter(reversed(work.graph.nodes)))
     result: Any = output.args[0]
     if span.output is None:

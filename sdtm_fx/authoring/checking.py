@@ -29,6 +29,7 @@ from sdtm_fx.inspecting.building import LIMIT, build_on_meta, fill, small_config
 from sdtm_fx.inspecting.opening import Subject
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.recipe.tokens import InputSpec
+from sdtm_fx.rewriting.spans import covering_stages
 from sdtm_fx.sites.matching import SiteModule, match_sites
 
 _STEPS = 8
@@ -155,7 +156,10 @@ def _merged(recipe: Recipe, copy: _Copy, count: int) -> Check:
     """With its own ratios, every module that a stage merges must be given fewer image tokens in some step."""
     changed = recipe.override(_COPY)
     used = {name for stage in recipe.stages for name in stage.sites}
-    modules = [m for m in match_sites(copy.model, changed.sites) if m.spec.id in used]
+    matched = match_sites(copy.model, changed.sites)
+    covered = covering_stages(changed, list(dict.fromkeys(module.block for module in matched)))
+    forecast = {stage.name for stage in recipe.stages if not stage.method.merges}
+    modules = [m for m in matched if m.spec.id in used or forecast.intersection(covered.get(m.block, ()))]
     paths = [module.path for module in modules]
     with torch.no_grad(), noted_calls(copy.model, paths) as plain:
         copy.model(**copy.arguments)

@@ -88,5 +88,6 @@ def _stored_shapes(call: Call, block: torch.nn.Module, program: Program, leaves:
     function = program.functions[call.variant.key]
     with torch.no_grad(), hooks_bypassed(block), mode, weights_in_place(block, fakes):
         state.now = torch.zeros(())
-        function(block, BlockContext(replace(call, state=state), 0, {}), *fakes)
+        spans = program.begun(call.variant, fakes)
+        function(block, BlockContext(replace(call, state=state), 0, {}, spans=spans), *fakes)
     return {name: _traits(feature.newer) for (_, name), feature in state.features.items()}

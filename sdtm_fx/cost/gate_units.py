@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from sdtm_fx.cost.model import CostModel, MeasuredBlock
 from sdtm_fx.recipe.schema import Recipe
-from sdtm_fx.rewriting.spans import active_span
+from sdtm_fx.rewriting.spans import any_span
 from sdtm_fx.runtime.call import Variant
 
 
@@ -31,7 +31,7 @@ def units(cost: CostModel, stage: int) -> Iterator[Unit]:
     """Yield what a stage decides at once. Spans that share a plan count as if each made its own."""
     recipe, found = cost.recipe, dict[tuple[bool, int, int], list[MeasuredBlock]]()
     for block in cost.blocks:
-        place = active_span(recipe, block.program.spans, Variant(stage=stage))
+        place = any_span(recipe, block.program.spans, Variant(stage=stage))
         if place is None:
             key = (False, block.index // recipe.plan.every_layers, 0)
         else:
@@ -43,7 +43,7 @@ def units(cost: CostModel, stage: int) -> Iterator[Unit]:
 
 def stage_sites_in_span(recipe: Recipe, stage: int, block: MeasuredBlock) -> frozenset[str]:
     """Ids of the stage's sites in a block that is in a span; none where it is not."""
-    if active_span(recipe, block.program.spans, Variant(stage=stage)) is None:
+    if any_span(recipe, block.program.spans, Variant(stage=stage)) is None:
         return frozenset()
     here = {recipe.sites[place.site_index].id for place in block.program.places}
     return frozenset(recipe.stages[stage].sites) & here

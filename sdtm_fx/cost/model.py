@@ -18,7 +18,7 @@ from sdtm_fx.grids import TokenGrid, tokens_on
 from sdtm_fx.layer_rates import LayerRates
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewriting.programs import Program
-from sdtm_fx.rewriting.spans import active_span
+from sdtm_fx.rewriting.spans import active_span, any_span
 from sdtm_fx.runtime.call import Variant
 from sdtm_fx.runtime.inside import merging_inside, removed_inside
 
@@ -44,7 +44,7 @@ class MeasuredBlock:
 
 def sites_of(recipe: Recipe, stage: int, block: MeasuredBlock) -> frozenset[str]:
     """Ids of the sites in a block that a stage merges; of a block in a span, the span's, which is all or nothing."""
-    place = active_span(recipe, block.program.spans, Variant(stage=stage))
+    place = any_span(recipe, block.program.spans, Variant(stage=stage))
     if place is not None:
         return frozenset({recipe.spans[place.span_index].id})
     ids = {recipe.sites[place.site_index].id for place in block.program.places}

@@ -18,7 +18,7 @@ from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewriting.programs import Program
 from sdtm_fx.rewriting.serving import dense_variant
 from sdtm_fx.rewriting.spans import active_span, sites_inside
-from sdtm_fx.runtime.call import BlockContext, Call, OpenSpan, PlanKey, Variant
+from sdtm_fx.runtime.call import BlockContext, Call, OpenSpan, OpenStream, PlanKey, Variant
 from sdtm_fx.runtime.inside import Inside, merging_inside
 from sdtm_fx.runtime.state import BranchState
 
@@ -142,6 +142,7 @@ class Trial:
         counter = EffortCounter()
         function = None if variant is None else self.program.functions.get(variant.key)
         leaves, spans = self._in_span(planned)
+        spans = {**spans, **self.program.begun(variant, leaves)}
         with counter.counting(not self.with_extra), counter.products.watching(modules):
             if variant is None or function is None:
                 self.program.dense(self.block, *self.leaves)
@@ -167,7 +168,7 @@ class Trial:
             plan = method.plan(method.blank_view(self._rows(batch), self.grid, 8), remove)
             return plan.prepared(self.sequence.dtype)
 
-    def _in_span(self, planned: dict[PlanKey, object]) -> tuple[list[Leaf], dict[str, OpenSpan]]:
+    def _in_span(self, planned: dict[PlanKey, object]) -> tuple[list[Leaf], dict[str, OpenSpan | OpenStream]]:
         """The arguments of a block inside a span, whose image tokens are merged, and the span that it is in."""
         place = active_span(self.recipe, self.program.spans, self.variant)
         plan = planned.get(0)

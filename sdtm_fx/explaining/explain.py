@@ -24,6 +24,7 @@ from sdtm_fx.recipe.tokens import LatentGrid, ShapesGrid
 from sdtm_fx.rewrite import rewritten_models
 from sdtm_fx.rewriting.programs import Program
 from sdtm_fx.rewriting.rewriting import Rewriting, rewriting_of
+from sdtm_fx.rewriting.spans import forecast_span
 from sdtm_fx.runtime.call import Variant
 from sdtm_fx.runtime.schedules import CallSize
 
@@ -251,6 +252,11 @@ def _why_skipped(
         return "the step is dense"
     stage = rewriting.recipe.stages[phase.stage]
     if short_span(rewriting.recipe, program, phase, left_out) is not None:
+        return None
+    if (
+        forecast_span(rewriting.recipe, program.spans, Variant(stage=phase.stage, left_out=left_out))
+        is not None
+    ):
         return None
     if site in left_out or short_span(rewriting.recipe, program, phase) is not None:
         return "the cost gate left it out"

@@ -125,7 +125,12 @@ def model_row(name: str) -> ModelRow:
         recipe=name,
         shape=shape,
         sites=dict(Counter(site.site for site in first.sites if site.phase == 0)),
-        merged=frozenset(site for stage in recipe.stages for site in stage.sites),
+        merged=frozenset(
+            [
+                *(site for stage in recipe.stages for site in stage.sites),
+                *(site.site for site in first.sites if site.skipped is None),
+            ]
+        ),
         costs=costs,
     )
 
@@ -172,6 +177,8 @@ def _left_dense(row: ModelRow, told: Explanation) -> Iterator[str]:
         if name not in row.merged:
             yield f"{name} {macs.total / told.dense.total:.0%}"
     outside = told.dense.total - sum(macs.total for macs in inside.values())
+    if any(span.residual == "forecast" for span in told.spans):  # all of a block is, not its sites alone
+        outside = min(phase.macs.total for phase in told.phases)
     yield f"no site {outside / told.dense.total:.0%}"
 
 

@@ -19,7 +19,7 @@ from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.recipe.sections import SiteSpec
 from sdtm_fx.rewrite import rewritten_models
 from sdtm_fx.rewriting.rewriting import Rewriting, rewriting_of
-from sdtm_fx.rewriting.spans import active_span, sites_inside
+from sdtm_fx.rewriting.spans import active_span, forecast_span, sites_inside
 from sdtm_fx.rewriting.work import SitePlace
 from sdtm_fx.runtime.call import BlockContext, PlanKey, Variant
 from sdtm_fx.stacking import composed
@@ -138,7 +138,11 @@ class _Recorder:
             spec = recipe.sites[place.site_index]
             entry = self._span_entry(path, variant)
             further = entry is not None and spec.id in sites_inside(recipe, variant.stage)
-            action = _action(recipe, variant, spec) if entry is None else "merged"
+            action = (
+                "merged"
+                if entry is not None
+                else self._whole(path, variant) or _action(recipe, variant, spec)
+            )
             if further and spec.merge == "keys":
                 action = "keys"
             grid = coarser(size.grid, spec.downsample)
@@ -187,6 +191,13 @@ class _Recorder:
         if known not in copies:
             copies[known] = _copy(plan.slots, size.batch), _copy(plan.positions, size.batch)
         return plan.kept, copies[known]
+
+    def _whole(self, path: str, variant: Variant) -> Action | None:
+        """What happens to a block that is forecast with its neighbours, or stored for; None for all other blocks."""
+        binding, recipe = self._rewriting.bindings.get(path), self._rewriting.recipe
+        if binding is None or forecast_span(recipe, binding.spans, variant) is None:
+            return None
+        return "refresh" if variant.stage is None else "forecast"
 
     def _span_entry(self, path: str, variant: Variant) -> int | None:
         """Number of the block that merged the tokens of a block inside a span; None for all other blocks."""

@@ -80,7 +80,7 @@ def _site_table(e: Explanation) -> Table:
 
 def _span_table(e: Explanation) -> Table:
     table = Table(
-        "phase", "span", "from", "to", "residual", "tokens", title="Spans: merged once, unmerged once"
+        "phase", "span", "from", "to", "residual", "tokens", title="Spans: merged once, or forecast as one"
     )
     groups: dict[tuple[int, str], list[SpanReport]] = {}
     for s in e.spans:

@@ -62,7 +62,7 @@ class PhaseReport:
 
 @dataclass(frozen=True)
 class SpanReport:
-    """One run of blocks between which image tokens stay merged, in one phase.
+    """One run of blocks between which image tokens stay merged, or that is forecast as one, in one phase.
 
     Attributes:
         phase: Index of the phase.
@@ -70,8 +70,8 @@ class SpanReport:
         first: Path of the block in which it begins.
         last: Path of the block at whose end it ends.
         enter: Whether it begins at the ``start`` or the ``end`` of the first block.
-        residual: ``dense`` or ``merged``, as in the recipe.
-        blocks: How many blocks run on merged tokens.
+        residual: ``dense`` or ``merged``, as in the recipe, or ``forecast``.
+        blocks: How many blocks run on merged tokens, or do not run.
         tokens_before: Image tokens in front of it and behind it.
         tokens_after: Image tokens in it.
     """

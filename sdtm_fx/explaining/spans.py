@@ -11,7 +11,7 @@ from sdtm_fx.phase import Phase, Schedule
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewriting.programs import Program
 from sdtm_fx.rewriting.rewriting import Rewriting
-from sdtm_fx.rewriting.spans import SpanPlace, active_span, sites_inside
+from sdtm_fx.rewriting.spans import SpanPlace, active_span, any_span, sites_inside
 from sdtm_fx.runtime.call import Variant
 from sdtm_fx.runtime.inside import inside_of
 
@@ -51,15 +51,14 @@ def span_reports(
         first, blocks, variant = "", 0, Variant(stage=phase.stage)
         gated = {} if decision is None else decision.variants(variant, phase.remove)
         for path, binding in rewriting.bindings.items():
-            place = active_span(recipe, binding.spans, gated.get(path, variant))
-            if place is None:
+            place = any_span(recipe, binding.spans, gated.get(path, variant))
+            if place is None or phase.stage is None:
                 continue
-            span = recipe.spans[place.span_index]
+            span, method = recipe.spans[place.span_index], recipe.stages[phase.stage].method
             first, blocks = (path, 0) if place.first else (first, blocks)
             blocks += place.is_short(span)
             if place.last:
                 tokens = tokens_on(layers.grid(binding.index, grid))
-                assert phase.stage is not None  # a dense step is in no span
-                method = recipe.stages[phase.stage].method
                 kept = tokens - layers.remove(binding.index, phase.remove, method, grid)
-                yield SpanReport(index, span.id, first, path, span.enter, span.residual, blocks, tokens, kept)
+                residual = span.residual if method.merges else "forecast"
+                yield SpanReport(index, span.id, first, path, span.enter, residual, blocks, tokens, kept)

@@ -9,6 +9,7 @@ from sdtm_fx.errors import RewriteError
 from sdtm_fx.inspecting.groups import SiteGroup
 from sdtm_fx.inspecting.survey import Survey
 from sdtm_fx.recipe.schema import Recipe
+from sdtm_fx.rewriting.spans import covering_stages
 from sdtm_fx.sites.matching import match_sites
 
 
@@ -59,8 +60,11 @@ def mark(survey: Survey, recipe: Recipe) -> Marks:
         )
     stages: dict[str, tuple[str, ...]] = {}
     named: list[str] = []
-    for module in match_sites(survey.model, recipe.sites):
-        used = tuple(stage.name for stage in recipe.stages if module.spec.id in stage.sites)
+    modules = match_sites(survey.model, recipe.sites)
+    covered = covering_stages(recipe, list(dict.fromkeys(module.block for module in modules)))
+    for module in modules:
+        by_itself = (stage.name for stage in recipe.stages if module.spec.id in stage.sites)
+        used = (*by_itself, *covered.get(module.block, ()))
         named.append(module.path)
         if used:
             stages[module.path] = used

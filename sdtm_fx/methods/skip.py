@@ -17,7 +17,8 @@ class Skip(Method):
 
     Formula:
         y = y₁ (`reuse.order: 0`), or y₁ + (t - t₁) / (t₁ - t₂) · (y₁ - y₂) (`reuse.order: 1`), with y₁ and y₂ the
-        outputs at the last dense steps t₁ and t₂.
+        outputs at the last dense steps t₁ and t₂: of a site, or what all blocks of a span add to the image tokens.
+        Where every site of every block is forecast, both are the same but for rounding, and a span holds one feature.
 
     Use:
         With many steps; together with merging in the other stage, or alone, as a cache that compiles.

@@ -24,12 +24,12 @@ def check_spans(recipe: Recipe) -> Iterator[Problem]:
             if name in spans:
                 path = ("stages", index, "sites", position)
                 yield from _check_use(path, recipe, index, spans[name])
-    used = any(name in spans for stage in recipe.stages for name in stage.sites)
-    if used and recipe.reuse is not None:
+    merged = any(name in spans for stage in recipe.stages for name in stage.sites if stage.method.merges)
+    if merged and recipe.reuse is not None:
         yield misfit(
             ("reuse",),
-            "forecasts beside spans",
-            "no reuse: inside a span tokens have no dense features that a forecast could start from",
+            "forecasts beside spans that merge",
+            "no reuse: inside such a span tokens have no dense features that a forecast could start from",
         )
 
 
@@ -47,10 +47,14 @@ def _check_patterns(index: int, span: SpanSpec) -> Iterator[Problem]:
 def _check_use(path: KeyPath, recipe: Recipe, index: int, span: SpanSpec) -> Iterator[Problem]:
     stage = recipe.stages[index]
     if not stage.method.merges:
-        yield misfit(
-            path, f"the span {span.id!r} with method {stage.method.name}", "a method that merges tokens"
-        )
-    elif stage.method.reads_attention() and span.enter == "start":
+        if span.enter == "end":
+            yield misfit(
+                path,
+                f"the span {span.id!r}, which begins behind its first block, with method {stage.method.name}",
+                "a span with enter 'start': its first block is forecast too",
+            )
+        return
+    if stage.method.reads_attention() and span.enter == "start":
         yield misfit(
             path,
             f"the span {span.id!r}, which begins in front of the attention that method {stage.method.name} reads",

@@ -10,6 +10,9 @@ from sdtm_fx.recipe.part import Count, Label, Part, Text
 class SpanSpec(Part):
     """Blocks between which image tokens stay merged: merged once where it begins, unmerged once where it ends.
 
+    In a stage with the method `skip` none of them runs: what they add to the image tokens, all together, is forecast
+    from dense steps. One feature is held then, in place of one for every site.
+
     `first` and `last` may each match several blocks; they are paired in the order of execution, and every pair is a
     span of its own: with the same glob for both, every block merges once and unmerges once.
     """
@@ -22,7 +25,8 @@ class SpanSpec(Part):
     last: int | Text
     """Block at whose end the tokens are unmerged: its number or a glob."""
     enter: Literal["start", "end"] = "start"
-    """Whether tokens are merged at the start of the first block, or at its end, behind its feed-forward."""
+    """Whether tokens are merged at the start of the first block, or at its end, behind its feed-forward; a span that is
+    forecast begins at the start."""
     residual: Literal["dense", "merged"] = "dense"
     """What leaves the last block, x being the stream where the span begins and y that at its end: ``dense`` is
     x + unmerge(y - merge(x)), so every token keeps its own part of the stream; ``merged`` is unmerge(y)."""

@@ -17,11 +17,11 @@ from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewriting.codegen import BlockFunction, copy_graph, graph_function
 from sdtm_fx.rewriting.runner import run_passes
 from sdtm_fx.rewriting.serving import dense_variant, variants_of
-from sdtm_fx.rewriting.spans import SpanPlace, Spans, active_span, sites_inside
+from sdtm_fx.rewriting.spans import SpanPlace, Spans, active_span, forecast_span, sites_inside
 from sdtm_fx.rewriting.structure import attention_texts, confirm_kinds, leaf_traits
 from sdtm_fx.rewriting.work import BlockWork, Pass, SitePlace
 from sdtm_fx.runtime import ops, span_ops
-from sdtm_fx.runtime.call import Variant
+from sdtm_fx.runtime.call import OpenSpan, OpenStream, Variant
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Program:
         spans: What it is in the spans of the recipe.
         features: By variant, the names of the features that it stores (dense steps) or reads (stages).
         moved: By variant, the channels that are brought into slots and back, over all merges and unmerges.
+        streams: By variant, the span that is forecast or stored for and was begun before the block, and the argument
+            that carries its tokens.
     """
 
     captured: fx.Graph
@@ -51,6 +53,22 @@ class Program:
     spans: Spans = ()
     features: dict[Variant, frozenset[str]] = field(default_factory=dict)
     moved: dict[Variant, int] = field(default_factory=dict)
+    streams: dict[Variant, tuple[str, str]] = field(default_factory=dict)
+
+    def begun(self, variant: Variant | None, leaves: list[Leaf]) -> dict[str, OpenSpan | OpenStream]:
+        """The span that a block is called inside of, for whoever runs a block by itself: begun with its own tokens.
+
+        Args:
+            variant: The variant.
+            leaves: The arguments of the block.
+        """
+        if variant is None or variant not in self.streams:
+            return {}
+        span, argument = self.streams[variant]
+        names = [n.target for n in self.captured.nodes if n.op == "placeholder"]
+        tokens = leaves[names.index(argument)]
+        assert isinstance(tokens, torch.Tensor)
+        return {span: OpenStream(tokens)}
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -193,11 +211,14 @@ def _add_variant(recipe: Recipe, block: torch.nn.Module, program: Program, varia
     active = tuple(p for p in program.places if recipe.sites[p.site_index].id in handled)
     if variant.stage is None and variant.measure is None:  # where keys alone are merged, nothing is stored
         active = tuple(p for p in active if recipe.sites[p.site_index].merge == "tokens")
-    if not active and span is None and (recipe.prompt is None or not attention):
+    forecast = forecast_span(recipe, program.spans, variant)
+    if forecast is not None and not _has_part(forecast, variant):
+        forecast = None
+    if not active and span is None and forecast is None and (recipe.prompt is None or not attention):
         return
     if variant == Variant(stage=None) and recipe.prompt is None:
         return
-    work = BlockWork(copy_graph(program.captured), block, recipe, variant, active, attention, span)
+    work = BlockWork(copy_graph(program.captured), block, recipe, variant, active, attention, span, forecast)
     program.applied[variant] = run_passes(work, passes)
     name = f"{type(block).__name__}_{_label(recipe, variant)}"
     program.functions[variant.key] = graph_function(work.graph, block, name)
@@ -205,8 +226,23 @@ def _add_variant(recipe: Recipe, block: torch.nn.Module, program: Program, varia
     program.said.update(dict.fromkeys(work.notes))
     program.moved[variant] = _moved(work)
     program.features[variant] = frozenset(
-        str(n.args[-1]) for n in work.calls(ops.store_feature, ops.forecast_feature, ops.blend_forecast)
+        str(n.args[-1])
+        for n in work.calls(
+            ops.store_feature,
+            ops.forecast_feature,
+            ops.blend_forecast,
+            span_ops.store_stream,
+            span_ops.forecast_stream,
+        )
     )
+    if forecast is not None and forecast.last and not forecast.first:
+        own = recipe.spans[forecast.span_index]
+        program.streams[variant] = (own.id, own.input)
+
+
+def _has_part(place: SpanPlace, variant: Variant) -> bool:
+    """Whether a block does anything for its span: on a dense step only the first and the last one do."""
+    return variant.stage is not None or place.first or place.last
 
 
 def _moved(work: BlockWork) -> int:

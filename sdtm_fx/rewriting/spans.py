@@ -16,6 +16,7 @@ from sdtm_fx.errors import NothingMatched, SiteError, nearest
 from sdtm_fx.recipe.match import compile_match
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.recipe.span import SpanSpec
+from sdtm_fx.rewriting.handing import Handed, handed_on
 from sdtm_fx.runtime.call import Variant
 from sdtm_fx.runtime.inside import merging_inside
 
@@ -29,12 +30,17 @@ class SpanPlace:
         first: Whether the span begins in this block.
         last: Whether it ends here.
         entry: Number of the block in which it begins.
+        exit: Number of the block in which it ends.
+        handed: What the blocks hand on: index of the output (None: what is returned is no tuple), and the argument
+            of the next block that it becomes.
     """
 
     span_index: int
     first: bool
     last: bool
     entry: int = field(compare=False)
+    exit: int = field(compare=False)
+    handed: Handed = ()
 
     def is_short(self, span: SpanSpec) -> bool:
         """Whether the block runs on merged tokens."""
@@ -45,10 +51,27 @@ Spans = tuple[SpanPlace, ...]
 
 
 def active_span(recipe: Recipe, places: Spans, variant: Variant) -> SpanPlace | None:
-    """The span that a block is in, in a variant; there is at most one, and none where it is left out."""
-    if variant.stage is None:
+    """The span that a block is in, in a variant that merges; at most one, and none where it is left out."""
+    if variant.stage is None or not recipe.stages[variant.stage].method.merges:
         return None
-    wanted = set(recipe.stages[variant.stage].sites) - variant.left_out
+    return _span_of(recipe, places, variant.stage, variant)
+
+
+def forecast_span(recipe: Recipe, places: Spans, variant: Variant) -> SpanPlace | None:
+    """The span that a variant forecasts, or stores for on a dense step; none where it is left out."""
+    stage = variant.refresh if variant.stage is None else variant.stage
+    if stage is None or recipe.stages[stage].method.merges:
+        return None
+    return _span_of(recipe, places, stage, variant)
+
+
+def any_span(recipe: Recipe, places: Spans, variant: Variant) -> SpanPlace | None:
+    """The span that a block is in, in a variant that merges or forecasts."""
+    return active_span(recipe, places, variant) or forecast_span(recipe, places, variant)
+
+
+def _span_of(recipe: Recipe, places: Spans, stage: int, variant: Variant) -> SpanPlace | None:
+    wanted = set(recipe.stages[stage].sites) - variant.left_out
     return next((place for place in places if recipe.spans[place.span_index].id in wanted), None)
 
 
@@ -96,7 +119,12 @@ def resolve_spans(
     for index, span in enumerate(recipe.spans):
         if span.id not in used:
             continue
+        forecast = any(span.id in stage.sites and not stage.method.merges for stage in recipe.stages)
         for first, last in _pairs(recipe.name, span, order):
+            blocks = [nodes[path] for path in order[first : last + 1]]
+            for one, other in itertools.pairwise(blocks):
+                _check_link(model, span, one, other)
+            links = handed_on(model, span, blocks) if forecast else ()
             for number in range(first, last + 1):
                 path = order[number]
                 if path in ruled:
@@ -109,12 +137,35 @@ def resolve_spans(
                         f"span {span.id!r} covers {path}, which keep_dense.layers keeps dense; "
                         "a block inside a span has no dense tokens"
                     )
-                place = SpanPlace(index, number == first, number == last, first)
+                handed = links[number - first] if links else ()
+                place = SpanPlace(index, number == first, number == last, first, last, handed)
                 found[path] = (*found.get(path, ()), place)
-            for one, other in itertools.pairwise(order[first : last + 1]):
-                _check_link(model, span, nodes[one], nodes[other])
     _check_stages(recipe, found, sites)
     return found
+
+
+def covering_stages(recipe: Recipe, order: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Say by spans of which stages blocks are covered.
+
+    Args:
+        recipe: The recipe.
+        order: Paths of the blocks with sites, in the order of execution.
+
+    Returns:
+        By path of the block, the names of the stages; blocks in no span are left out.
+
+    Raises:
+        NothingMatched: `first` or `last` of a span matches no block, or not as many as the other.
+        SiteError: A span ends before it begins.
+    """
+    spans = {span.id: span for span in recipe.spans}
+    covered: dict[str, tuple[str, ...]] = {}
+    for stage in recipe.stages:
+        for name in stage.sites:
+            for first, last in _pairs(recipe.name, spans[name], list(order)) if name in spans else ():
+                for path in order[first : last + 1]:
+                    covered[path] = (*covered.get(path, ()), stage.name)
+    return covered
 
 
 def _pairs(recipe: str, span: SpanSpec, order: list[str]) -> list[tuple[int, int]]:
@@ -177,7 +228,8 @@ def _check_link(model: torch.nn.Module, span: SpanSpec, one: fx.Node, other: fx.
     others = [user for user in given.users if user is not other]
     if others:
         raise SiteError(
-            f"{where} the model reads the image tokens too ({others[0].target!s}); a span has merged them there"
+            f"{where} the model reads the image tokens too ({others[0].target!s}); a span has merged them "
+            "there, or not computed them"
         )
 
 
@@ -202,7 +254,9 @@ def _check_stages(recipe: Recipe, found: Mapping[str, Spans], sites: Mapping[str
             ]
             if outside:
                 why = (
-                    "what merges the slots of a span further is said by `inside` of the stage: its sites, method "
+                    "a block that is forecast runs none of its sites"
+                    if not stage.method.merges
+                    else "what merges the slots of a span further is said by `inside` of the stage: its sites, method "
                     "and ratio"
                     if short
                     else "the block merges its tokens once, for the span that begins at its end"

@@ -17,7 +17,7 @@ from sdtm_fx.recipe.sections import Stage
 from sdtm_fx.recipe.span import SpanSpec
 from sdtm_fx.rewriting.opening import OpenedSite
 from sdtm_fx.rewriting.spans import SpanPlace
-from sdtm_fx.runtime import ops
+from sdtm_fx.runtime import ops, span_ops
 from sdtm_fx.runtime.call import Variant
 from sdtm_fx.sites.locating import Site, locate
 
@@ -41,7 +41,8 @@ class BlockWork:
         recipe: The recipe.
         variant: Which steps the graph is for.
         places: Sites of the recipe in this block that this variant handles.
-        span: What the block is in the span that this variant handles, if any.
+        span: What the block is in the span that this variant merges, if any.
+        forecast: The same in a span that this variant forecasts, or stores for.
         attention_places: All attention sites in this block, handled or not: statistics are read there.
         sites: The located sites, by id; filled by the first pass.
         context: The placeholder of the `BlockContext`; added by the first pass.
@@ -56,6 +57,7 @@ class BlockWork:
     places: tuple[SitePlace, ...]
     attention_places: tuple[SitePlace, ...] = ()
     span: SpanPlace | None = None
+    forecast: SpanPlace | None = None
     sites: dict[str, Site] = field(default_factory=dict)
     context: fx.Node | None = None
     opened: dict[str, OpenedSite] = field(default_factory=dict)
@@ -137,7 +139,7 @@ class BlockWork:
 
 def _acts(node: fx.Node) -> bool:
     if node.op == "call_function":
-        return node.target in (expect, operator.setitem, ops.store_feature)
+        return node.target in (expect, operator.setitem, ops.store_feature, span_ops.begin_stream)
     if node.op == "call_method":
         return str(node.target).endswith("_")
     return node.op in ("placeholder", "output")

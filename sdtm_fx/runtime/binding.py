@@ -15,7 +15,7 @@ from sdtm_fx.capture.guards import GuardFailed
 from sdtm_fx.capture.hooked import clear_inner_forward, set_inner_forward, traits
 from sdtm_fx.rewriting.programs import Program, ProgramCache
 from sdtm_fx.rewriting.serving import dense_variant
-from sdtm_fx.rewriting.spans import Spans
+from sdtm_fx.rewriting.spans import Spans, forecast_span
 from sdtm_fx.rewriting.work import SitePlace
 from sdtm_fx.runtime.call import BlockContext, Call, OpenSpan, Variant
 from sdtm_fx.runtime.runtime import Runtime
@@ -119,8 +119,11 @@ class BlockBinding:
         variant = call.gated.get(self.path, call.variant)
         if variant.stage is None or torch.compiler.is_compiling():
             return variant  # a phase that is compiled whole has all its features, or is not run
-        held = call.state.features
-        if all((self.index, name) in held for name in program.features.get(variant, ())):
+        held, span = call.state.features, forecast_span(self.cache.recipe, self.spans, variant)
+        read = {(self.index, name) for name in program.features.get(variant, ())}
+        if span is not None:  # its blocks are forecast all, or none
+            read.add((span.exit, self.cache.recipe.spans[span.span_index].id))
+        if read <= held.keys():
             return variant
         return call.gated_stores.get(self.path) or dense_variant(self.cache.recipe, variant.stage)
 
@@ -149,7 +152,7 @@ class BlockBinding:
         for place in self.spans:
             span = self.cache.recipe.spans[place.span_index]
             opened = self.runtime.spans.get(span.id)
-            if opened is not None and not place.first:
+            if isinstance(opened, OpenSpan) and not place.first:
                 names = leaf_names(key)
                 return [
                     _stretched(leaf, opened)

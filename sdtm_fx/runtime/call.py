@@ -126,7 +126,7 @@ class Call:
 
 @dataclass(frozen=True)
 class OpenSpan:
-    """A span that was entered and not left yet.
+    """A span of merged tokens that was entered and not left yet.
 
     Attributes:
         plan: Its plan, over the image tokens that may be merged.
@@ -154,6 +154,17 @@ class OpenSpan:
 
 
 @dataclass(frozen=True)
+class OpenStream:
+    """A span that is forecast, or stored for, and was entered in this call.
+
+    Attributes:
+        tokens: [B, N, D], the image stream where it began.
+    """
+
+    tokens: torch.Tensor
+
+
+@dataclass(frozen=True)
 class BlockContext:
     """The first argument of every rewritten block graph.
 
@@ -169,7 +180,7 @@ class BlockContext:
     block: int
     planned: dict[PlanKey, object]
     draw: torch.Tensor | None = None
-    spans: dict[str, OpenSpan] = field(default_factory=dict)
+    spans: dict[str, OpenSpan | OpenStream] = field(default_factory=dict)
 
     @property
     def group(self) -> int:

@@ -17,7 +17,7 @@ from sdtm_fx.errors import PlanError
 from sdtm_fx.grids import show_grid, tokens_on
 from sdtm_fx.hashing import combine
 from sdtm_fx.methods.base import TokenView
-from sdtm_fx.runtime.call import BlockContext
+from sdtm_fx.runtime.call import BlockContext, OpenSpan
 from sdtm_fx.runtime.feature import Feature
 from sdtm_fx.runtime.guidance import pooled
 
@@ -177,7 +177,11 @@ def remaining(ctx: BlockContext, tokens: torch.Tensor, known: int, span: str | N
     Raises:
         PlanError: The sequence is too short for its image tokens.
     """
-    image = tokens_on(ctx.grid) if span is None else ctx.spans[span].plan.kept
+    image = tokens_on(ctx.grid)
+    if span is not None:
+        opened = ctx.spans[span]
+        assert isinstance(opened, OpenSpan), "graphs ask for slots of spans that merge alone"
+        image = opened.plan.kept
     left = tokens.shape[1] - image - known
     if left < 0:
         raise PlanError(

@@ -22,7 +22,7 @@ from sdtm_fx.phase import Phase, Schedule
 from sdtm_fx.recipe.ratio import ThresholdRatio
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.rewriting.serving import dense_variant
-from sdtm_fx.runtime.call import BlockContext, Call, OpenSpan, PlanKey, Variant
+from sdtm_fx.runtime.call import BlockContext, Call, OpenSpan, OpenStream, PlanKey, Variant
 from sdtm_fx.runtime.grid import GridReader
 from sdtm_fx.runtime.guidance import check_importance, guidance_change
 from sdtm_fx.runtime.inside import inside_of
@@ -83,7 +83,7 @@ class Runtime:
     state: RunState = field(default_factory=RunState)
     call: Call | None = None
     planned: dict[PlanKey, object] = field(default_factory=dict)
-    spans: dict[str, OpenSpan] = field(default_factory=dict)
+    spans: dict[str, OpenSpan | OpenStream] = field(default_factory=dict)
     manual_halves: int | None = None
     watchers: list[Watcher] = field(default_factory=list)
 

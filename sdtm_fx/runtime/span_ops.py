@@ -1,4 +1,4 @@
-"""The operations by which blocks enter and leave a span."""
+"""The operations by which blocks enter and leave a span, of merged tokens or of blocks that are forecast."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import torch
 
 from sdtm_fx.base_plan import Plan
 from sdtm_fx.errors import PlanError
-from sdtm_fx.runtime.call import BlockContext, OpenSpan
+from sdtm_fx.runtime.call import BlockContext, OpenSpan, OpenStream
+from sdtm_fx.runtime.ops import forecast_feature, store_feature
 from sdtm_fx.runtime.rotary_ops import cut_rotary, gather_rotary
 
 
@@ -76,9 +77,47 @@ def opened_span(ctx: BlockContext, name: str) -> OpenSpan:
         PlanError: It was not entered in this call.
     """
     span = ctx.spans.get(name)
-    if span is None:
-        raise PlanError(
-            f"block {ctx.block} is inside span {name!r}, but the block that begins it has not run in this call "
-            "(skip_layers, or a cache that leaves blocks out?)"
-        )
+    if not isinstance(span, OpenSpan):
+        raise _not_begun(ctx, name)
     return span
+
+
+def begin_stream(ctx: BlockContext, tokens: torch.Tensor, name: str) -> torch.Tensor:
+    """Begin a span that is forecast or stored for: note the image stream, [B, N, D], and hand it on."""
+    ctx.spans[name] = OpenStream(tokens.clone())  # blocks, and the model between them, may work in place
+    return tokens
+
+
+def store_stream(ctx: BlockContext, tokens: torch.Tensor, name: str) -> torch.Tensor:
+    """End it on a dense step: keep what its blocks have added to the stream, [B, N, D], and hand the stream on.
+
+    Raises:
+        PlanError: The span was not entered in this call.
+    """
+    store_feature(ctx, tokens - _stream(ctx, name), name)
+    return tokens
+
+
+def forecast_stream(ctx: BlockContext, name: str) -> torch.Tensor:
+    """End it in a stage that forecasts: the stream where it began, and what its blocks would add, [B, N, D].
+
+    What the model itself adds between the blocks (ControlNet) is part of both, so it is not counted twice.
+
+    Raises:
+        PlanError: The span was not entered in this call.
+    """
+    return _stream(ctx, name) + forecast_feature(ctx, name)
+
+
+def _stream(ctx: BlockContext, name: str) -> torch.Tensor:
+    span = ctx.spans.pop(name, None)
+    if not isinstance(span, OpenStream):
+        raise _not_begun(ctx, name)
+    return span.tokens
+
+
+def _not_begun(ctx: BlockContext, name: str) -> PlanError:
+    return PlanError(
+        f"block {ctx.block} is inside span {name!r}, but the block that begins it has not run in this call "
+        "(skip_layers, or a cache that leaves blocks out?)"
+    )

@@ -97,7 +97,7 @@ def test_no_phase_of_a_shipped_recipe_waits_for_the_host(name: str) -> None:
                 model(**{**inputs, "hidden_states": latent})
             else:
                 graph = make_fx(lambda x: model(**{**inputs, "hidden_states": x}))(latent)
-                assert len(graph.graph.nodes) > 100
+                assert len(graph.graph.nodes) > 50
                 check_static(graph)
                 traced.add(phase)
             clock.advance()

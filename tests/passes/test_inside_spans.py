@@ -25,7 +25,7 @@ X, T, C = image(), text(), condition()
 TOME = {"name": "tome", "window": [1, 2]}
 INSIDE = {"sites": ["attn", "ff"], "method": TOME, "ratio": 0.4}
 SPAN = {"id": "body", "first": 0, "last": 2}
-FIRST, MIDDLE, LAST = (SpanPlace(0, n == 0, n == 2, 0) for n in range(3))
+FIRST, MIDDLE, LAST = (SpanPlace(0, n == 0, n == 2, 0, 2) for n in range(3))
 REMOVE, FURTHER = 12, 5  # 24 tokens, 12 slots, 7 of them in the end
 
 

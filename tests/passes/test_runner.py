@@ -42,6 +42,7 @@ def test_every_pass_is_counted_in_order() -> None:
         "measure_threshold": 0,
         "insert_merges": 2,
         "insert_spans": 0,
+        "forecast_spans": 0,
         "share_plans": 1,
         "gather_rotary": 0,
         "reduce_keys": 0,

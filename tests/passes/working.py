@@ -19,7 +19,7 @@ from sdtm_fx.rewriting.codegen import copy_graph, graph_function
 from sdtm_fx.rewriting.runner import run_passes
 from sdtm_fx.rewriting.spans import SpanPlace, sites_inside
 from sdtm_fx.rewriting.work import BlockWork, Pass, SitePlace
-from sdtm_fx.runtime.call import BlockContext, Call, OpenSpan, Variant
+from sdtm_fx.runtime.call import BlockContext, Call, OpenSpan, OpenStream, Variant
 from sdtm_fx.runtime.state import BranchState
 from tests.passes.blocks import GRID
 
@@ -88,7 +88,7 @@ class Worked:
         call: Call,
         planned: dict[int, object] | None = None,
         block: nn.Module | None = None,
-        spans: dict[str, OpenSpan] | None = None,
+        spans: dict[str, OpenSpan | OpenStream] | None = None,
         **kwargs: Any,
     ) -> Any:
         """Run the generated code."""
@@ -96,7 +96,9 @@ class Worked:
         _, leaves = flatten(Signature.of(type(block).forward).bind(args, kwargs))
         function = graph_function(self.work.graph, block, "worked")
         with torch.no_grad():
-            context = BlockContext(call, 0, {} if planned is None else planned, spans=spans or {})
+            context = BlockContext(
+                call, 0, {} if planned is None else planned, spans={} if spans is None else spans
+            )
             return function(block, context, *leaves)
 
     def nodes(self) -> Counter[str]:
@@ -110,6 +112,7 @@ def capture_work(
     rules: Recipe,
     variant: Variant = MERGE,
     span: SpanPlace | None = None,
+    forecast: SpanPlace | None = None,
     **kwargs: Any,
 ) -> BlockWork:
     """Capture a block; the sites of the recipe are paths inside it, and its place is one in the first span."""
@@ -127,6 +130,7 @@ def capture_work(
         places=tuple(p for p in places if rules.sites[p.site_index].id in wanted),
         attention_places=tuple(p for p in places if rules.sites[p.site_index].kind == "attention"),
         span=span,
+        forecast=forecast,
     )
 
 

@@ -67,10 +67,18 @@ def test_recipes_without_spans_keep_their_hash() -> None:
             {"stages": {"*": {"sites": ["bodi"]}}},
             r"sites\[0\]: found the unknown site 'bodi'; accepted 'attn', 'ff' or 'body' \(did you mean 'body'\?\)",
         ),
-        ({"reuse": {"order": 1, "weight": 0.1}}, "reuse: found forecasts beside spans; accepted no reuse"),
         (
-            {"stages": {"*": {"sites": ["body"]}, "detail": {"method": {"name": "skip"}}}},
-            "found the span 'body' with method skip; accepted a method that merges tokens",
+            {"reuse": {"order": 1, "weight": 0.1}},
+            "reuse: found forecasts beside spans that merge; accepted no reuse",
+        ),
+        (
+            {
+                "spans": [{**SPAN, "enter": "end"}],
+                "stages": {"*": {"sites": ["body"], "method": {"name": "skip"}}},
+                "reuse": {"order": 1, "weight": 0.0},
+            },
+            "found the span 'body', which begins behind its first block, with method skip; accepted a span with enter "
+            "'start'",
         ),
         (
             {"stages": {"*": {"sites": ["body"]}, "detail": {"method": {"name": "at_edm"}}}},

@@ -282,7 +282,7 @@ def test_explain_prints_spans(capsys: pytest.CaptureFixture[str]) -> None:
     sdtm_fx.rewrite(model, recipe(SD3, SPAN))
     sdtm_fx.explain(model, steps=STEPS, grid=GRID, batch=2, text=5)
     printed = capsys.readouterr().out
-    assert "Spans: merged once, unmerged once" in printed
+    assert "Spans: merged once, or forecast as one" in printed
     assert "64 -> 34" in printed
     assert "transformer_blocks.*.attn (2) not merged: not a site of stage structure" in " ".join(
         printed.split()

@@ -36,9 +36,9 @@ def flux_dev() -> nn.Module:
 @pytest.mark.parametrize(
     ("make", "recipe", "structures", "blocks"),
     [
-        (sd3_medium, "sd3-medium", 2, 24),
+        (sd3_medium, "sd3-medium", 3, 24),  # the ends of the span are others
         (sd3_medium, "sd3-medium-windows", 2, 24),
-        (flux_dev, "flux.1-dev", 2, 57),
+        (flux_dev, "flux.1-dev", 4, 57),
         (flux_dev, "flux.1-dev-windows", 2, 57),
     ],
 )
