@@ -29,7 +29,7 @@ from sdtm_fx.inspecting.building import LIMIT, build_on_meta, fill, small_config
 from sdtm_fx.inspecting.opening import Subject
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.recipe.tokens import InputSpec
-from sdtm_fx.rewriting.spans import covering_stages
+from sdtm_fx.rewriting.span_ends import covering_stages
 from sdtm_fx.sites.matching import SiteModule, match_sites
 
 _STEPS = 8

@@ -9,7 +9,7 @@ from sdtm_fx.errors import RewriteError
 from sdtm_fx.inspecting.groups import SiteGroup
 from sdtm_fx.inspecting.survey import Survey
 from sdtm_fx.recipe.schema import Recipe
-from sdtm_fx.rewriting.spans import covering_stages
+from sdtm_fx.rewriting.span_ends import covering_stages
 from sdtm_fx.sites.matching import match_sites
 
 

@@ -12,11 +12,11 @@ from torch import fx
 
 from sdtm_fx.capture.arguments import Signature
 from sdtm_fx.capture.blocks import BlockCall
-from sdtm_fx.errors import NothingMatched, SiteError, nearest
-from sdtm_fx.recipe.match import compile_match
+from sdtm_fx.errors import SiteError, nearest
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.recipe.span import SpanSpec
 from sdtm_fx.rewriting.handing import Handed, handed_on
+from sdtm_fx.rewriting.span_ends import span_ends
 from sdtm_fx.runtime.call import Variant
 from sdtm_fx.runtime.inside import merging_inside
 
@@ -120,7 +120,7 @@ def resolve_spans(
         if span.id not in used:
             continue
         forecast = any(span.id in stage.sites and not stage.method.merges for stage in recipe.stages)
-        for first, last in _pairs(recipe.name, span, order):
+        for first, last in span_ends(recipe.name, span, order):
             blocks = [nodes[path] for path in order[first : last + 1]]
             for one, other in itertools.pairwise(blocks):
                 _check_link(model, span, one, other)
@@ -133,77 +133,18 @@ def resolve_spans(
                         "remove the same tokens, so accepted are rules about other blocks"
                     )
                 if path in kept:
+                    why = (
+                        "blocks that are forecast as one are so all, or none: let the span begin or end beside it"
+                        if forecast
+                        else "a block inside a span has no dense tokens"
+                    )
                     raise SiteError(
-                        f"span {span.id!r} covers {path}, which keep_dense.layers keeps dense; "
-                        "a block inside a span has no dense tokens"
+                        f"span {span.id!r} covers {path}, which keep_dense.layers keeps dense; {why}"
                     )
                 handed = links[number - first] if links else ()
                 place = SpanPlace(index, number == first, number == last, first, last, handed)
                 found[path] = (*found.get(path, ()), place)
     _check_stages(recipe, found, sites)
-    return found
-
-
-def covering_stages(recipe: Recipe, order: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Say by spans of which stages blocks are covered.
-
-    Args:
-        recipe: The recipe.
-        order: Paths of the blocks with sites, in the order of execution.
-
-    Returns:
-        By path of the block, the names of the stages; blocks in no span are left out.
-
-    Raises:
-        NothingMatched: `first` or `last` of a span matches no block, or not as many as the other.
-        SiteError: A span ends before it begins.
-    """
-    spans = {span.id: span for span in recipe.spans}
-    covered: dict[str, tuple[str, ...]] = {}
-    for stage in recipe.stages:
-        for name in stage.sites:
-            for first, last in _pairs(recipe.name, spans[name], list(order)) if name in spans else ():
-                for path in order[first : last + 1]:
-                    covered[path] = (*covered.get(path, ()), stage.name)
-    return covered
-
-
-def _pairs(recipe: str, span: SpanSpec, order: list[str]) -> list[tuple[int, int]]:
-    firsts, lasts = (_blocks(recipe, span, key, order) for key in ("first", "last"))
-    where = f"recipe {recipe!r}: span {span.id!r}"
-    if len(firsts) != len(lasts):
-        raise NothingMatched(
-            f"{where}: `first` matches {len(firsts)} blocks and `last` {len(lasts)}; they are paired in order"
-        )
-    pairs = list(zip(firsts, lasts, strict=True))
-    least = 0 if span.enter == "start" else 1
-    for first, last in pairs:
-        if last - first < least:
-            raise SiteError(
-                f"{where} goes from {order[first]} to {order[last]}; with enter {span.enter!r} the last block is "
-                f"{'the first one or a later one' if least == 0 else 'a later one than the first'}"
-            )
-    for (_, last), (first, _) in itertools.pairwise(pairs):
-        if first <= last:
-            raise SiteError(f"{where} begins at {order[first]} before it has ended at {order[last]}")
-    return pairs
-
-
-def _blocks(recipe: str, span: SpanSpec, key: str, order: list[str]) -> list[int]:
-    wanted: int | str = getattr(span, key)
-    if isinstance(wanted, int):
-        if not -len(order) <= wanted < len(order):
-            raise NothingMatched(
-                f"recipe {recipe!r}: span {span.id!r}: `{key}`: there is no block {wanted}; the model has {len(order)}"
-            )
-        return [wanted % len(order)]
-    accepts = compile_match(wanted)
-    found = [number for number, path in enumerate(order) if accepts(path)]
-    if not found:
-        raise NothingMatched(
-            f"recipe {recipe!r}: span {span.id!r}: `{key}`: {wanted!r} matches no block with sites; "
-            f"the first is {order[0]}, the last {order[-1]}{nearest(wanted, order)}"
-        )
     return found
 
 

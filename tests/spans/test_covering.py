@@ -8,7 +8,7 @@ import pytest
 
 from sdtm_fx.errors import NothingMatched
 from sdtm_fx.recipe import Recipe, load_recipe
-from sdtm_fx.rewriting.spans import covering_stages
+from sdtm_fx.rewriting.span_ends import covering_stages
 
 ORDER = [f"transformer_blocks.{number}" for number in range(4)]
 

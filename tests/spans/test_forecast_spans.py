@@ -245,6 +245,14 @@ def test_a_site_in_it_runs_in_no_block() -> None:
         sdtm_fx.rewrite(sd3(), forecasting(KINDS[0], "body", "ff"))
 
 
+def test_a_dense_block_in_it_is_refused() -> None:
+    recipe = forecasting(KINDS[0], "body").override({"keep_dense.layers": [2]})
+    with pytest.raises(
+        SiteError, match=r"transformer_blocks\.2, which keep_dense\.layers keeps dense; blocks that are"
+    ):
+        sdtm_fx.rewrite(sd3(), recipe)
+
+
 @pytest.mark.compile
 @EVERY_KIND
 @pytest.mark.parametrize("regional", [False, True], ids=["whole", "regional"])
