@@ -103,6 +103,22 @@ def test_skipped_sites_and_merged_keys_are_told_as_such() -> None:
     )
 
 
+def test_blocks_that_are_forecast_as_one_run_none_of_their_modules() -> None:
+    changed = recipe(
+        {
+            "spans": [{"id": "blocks", "first": 0, "last": -1, "output": 0}],
+            "stages.all": {"sites": ["blocks"], "method": {"name": "skip"}},
+            "reuse": {"order": 1, "weight": 0.0},
+            "keep_dense": {"first_steps": 2, "last_steps": 1, "every_steps": 3, "layers": []},
+        }
+    )
+    *_, nothing, forecast = try_recipe(changed, SUBJECT)
+    assert nothing.passed
+    assert forecast == Check(
+        "merging", True, "image tokens in 8 steps: attn 48 -> none in 3; ff 48 -> none in 3"
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "name", "message"),
     [
@@ -173,7 +189,13 @@ def test_what_fails_names_the_key(changes: dict[str, Any], name: str, message: s
     ],
 )  # fmt: skip
 def test_shipped_recipes_hold_on_the_models_that_they_are_for(name: str, steps: int, says: str) -> None:
-    check = try_recipe(sdtm_fx.load_recipe(name), open_subject(shape_of(name)))[-1]
+    *others, check = try_recipe(sdtm_fx.load_recipe(name), open_subject(shape_of(name)))
+    assert all(other.passed for other in others)
+    assert others[-1].says == (
+        "the plain model, but for the rounding of forecasts"
+        if name == "sd3-medium"  # the stream where the span begins, and what its blocks add to it
+        else "bit for bit the plain model"
+    )
     assert (check.name, check.says) == ("merging", f"image tokens in {steps} steps: {says}")
 
 

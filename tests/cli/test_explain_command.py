@@ -27,7 +27,7 @@ def explained(*arguments: str) -> dict[str, Any]:
 @pytest.mark.slow
 def test_it_uses_the_published_shape_that_the_recipe_is_named_for() -> None:
     data = explained("sd3-medium", "--steps", "8", "--height", "16", "--width", "24")
-    assert (data["model"], data["blocks"], data["structures"]) == ("SD3Transformer2DModel", 24, 2)
+    assert (data["model"], data["blocks"], data["structures"]) == ("SD3Transformer2DModel", 24, 3)
     assert (data["steps"], data["grid"], data["batch"], data["text"]) == (8, [16, 24], 2, 333)
     assert 0 < data["mean"]["linear"] < data["dense"]["linear"]
 

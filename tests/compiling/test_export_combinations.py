@@ -59,6 +59,16 @@ COMBINATIONS = {
         {"sites": ["body"], "method": {"name": "at_edm", "iterations": 2, "probe_queries": 16}},
         {"spans": [{**SPAN, "enter": "end", "residual": "merged"}]},
     ),
+    "span that is forecast": Combination(
+        {"sites": ["body"], "method": {"name": "skip"}},
+        {
+            "spans": [SPAN],
+            "ratio": {"curve": "full"},
+            "reuse": {"order": 1, "weight": 0.0},
+            "keep_dense": {"first_steps": 2, "last_steps": 0, "every_steps": 3},
+        },
+        steps=5,
+    ),
     "toma, plans and destinations kept": Combination(
         {**SITES, "method": TOMA}, {"plan.every_steps": 2, "plan.destinations_every": 4}, steps=6
     ),
