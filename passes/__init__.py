@@ -6,7 +6,6 @@
 | measure_threshold | counts what a threshold would merge, on dense steps (SDTM*) |
 | insert_merges | ``f(x)`` becomes ``unmerge(f(merge(x)))`` at every site |
 | insert_spans | merges at the start or end of a block, unmerges at the end of a later one |
-| forecast_spans | leaves a run of blocks out and forecasts what they add, from dense steps that store it |
 | share_plans | one plan for all sites of a block |
 | gather_rotary | position tables follow the tokens |
 | reduce_keys | inside attention, fewer image keys and values; queries stay dense |
@@ -16,6 +15,7 @@
 | sink_unmerge | moves elementwise work and projections in front of the unmerge |
 | split_projection | ``proj(cat[a, unmerge(m)])`` becomes ``proj_a(a) + unmerge(proj_m(m))`` |
 | reuse_features | stores outputs on dense steps, blends or forecasts them on others |
+| forecast_spans | leaves a run of blocks out and forecasts what they add, from dense steps that store it |
 """
 
 from __future__ import annotations
@@ -44,7 +44,6 @@ PASSES: tuple[Pass, ...] = (
     MEASURE_THRESHOLD,
     INSERT_MERGES,
     INSERT_SPANS,
-    FORECAST_SPANS,
     SHARE_PLANS,
     GATHER_ROTARY,
     REDUCE_KEYS,
@@ -54,6 +53,7 @@ PASSES: tuple[Pass, ...] = (
     SINK_UNMERGE,
     SPLIT_PROJECTION,
     REUSE_FEATURES,
+    FORECAST_SPANS,
 )
 
 __all__ = ["PASSES"]

@@ -42,7 +42,6 @@ def test_every_pass_is_counted_in_order() -> None:
         "measure_threshold": 0,
         "insert_merges": 2,
         "insert_spans": 0,
-        "forecast_spans": 0,
         "share_plans": 1,
         "gather_rotary": 0,
         "reduce_keys": 0,
@@ -52,6 +51,7 @@ def test_every_pass_is_counted_in_order() -> None:
         "sink_unmerge": 2,
         "split_projection": 0,
         "reuse_features": 0,
+        "forecast_spans": 0,
     }
 
 

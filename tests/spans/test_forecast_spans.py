@@ -183,6 +183,39 @@ def test_controlnet_residuals_count_once() -> None:
         torch.testing.assert_close(left, right, atol=2e-5, rtol=2e-5)
 
 
+@EVERY_KIND
+def test_text_keys_are_weighed_where_blocks_run(kind: Kind) -> None:
+    model, inputs = kind.model(), kind.case.inputs()
+    with sdtm_fx.rewritten(model, forecasting(kind, "body")):
+        plain = run_steps(model, inputs, STEPS)
+    weighed = forecasting(kind, "body").override(prompt={"start": 2.0, "end": 0.5})
+    with sdtm_fx.rewritten(model, weighed):
+        found = run_steps(model, inputs, STEPS)
+    for left, right in zip(plain, found, strict=True):  # a forecast starts from what was weighed
+        assert (left - right).abs().max() > 1e-4
+    apart = forecasting(kind, *SITES[kind.case.family]).override(prompt={"start": 2.0, "end": 0.5})
+    with sdtm_fx.rewritten(model, apart):
+        for left, right in zip(run_steps(model, inputs, STEPS), found, strict=True):
+            torch.testing.assert_close(left, right, atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_as_near_as_forecasts_site_by_site(dtype: torch.dtype) -> None:
+    """What is stored is the difference of two long streams, rounded as they are."""
+    kind = KINDS[0]
+    exact, model = kind.model(), kind.model().to(dtype)
+    inputs = kind.case.inputs()
+    half = {k: v.to(dtype) if torch.is_tensor(v) and k != "timestep" else v for k, v in inputs.items()}
+    far = []
+    for names in (["attn", "ff"], ["body"]):
+        with sdtm_fx.rewritten(exact, forecasting(kind, *names)):
+            expected = run_steps(exact, inputs, STEPS)
+        with sdtm_fx.rewritten(model, forecasting(kind, *names)):
+            found = run_steps(model, half, STEPS)
+        far.append(sum(float((a.float() - b).abs().mean()) for a, b in zip(found, expected, strict=True)))
+    assert far[1] < 1.5 * far[0]
+
+
 def test_a_middle_block_may_be_left_out_and_the_first_may_not() -> None:
     """Skip-layer guidance calls the model a second time, without some of its blocks."""
     model, inputs = sd3(), SD3.inputs()
