@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import html
-import importlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from torch import fx
-
 from sdtm_fx.errors import InspectionError
 from sdtm_fx.inspecting.picture import Box, Picture, picture_of
+from sdtm_fx.inspecting.rewritten import rewritten_blocks
 from sdtm_fx.inspecting.survey import Survey
 from sdtm_fx.recipe.schema import Recipe
-from sdtm_fx.rewriting.codegen import copy_graph
-from sdtm_fx.rewriting.runner import run_passes
-from sdtm_fx.rewriting.work import BlockWork, SitePlace
-from sdtm_fx.runtime.call import Variant
-from sdtm_fx.sites.matching import match_sites
 
 _COLOURS = {
-    "merge": "#f4a261", "unmerge": "#e76f51", "site": "#8ecae6", "module": "#e9ecef", "value": "#ffffff",
-    "operation": "#f8f9fa",
+    "merge": "#f4a261", "unmerge": "#e76f51", "forecast": "#95d5b2", "site": "#8ecae6", "module": "#e9ecef",
+    "value": "#ffffff", "operation": "#f8f9fa",
 }  # fmt: skip
 _WIDTH, _HEIGHT, _GAP_X, _GAP_Y, _MARGIN = 190, 34, 16, 26, 20
 
 
 def draw_blocks(survey: Survey, recipe: Recipe | None, path: Path) -> None:
-    """Draw one block of each structure, and with a recipe, what it becomes in the recipe's first stage.
+    """Draw one block of each structure, and with a recipe, what such blocks become in the recipe's first stage.
+
+    Blocks of one structure become different ones where a span begins, goes on and ends.
 
     Args:
         survey: The blocks.
@@ -36,6 +31,7 @@ def draw_blocks(survey: Survey, recipe: Recipe | None, path: Path) -> None:
 
     Raises:
         InspectionError: Another ending.
+        SdtmFxError: What `rewrite` would say of the recipe and the model.
     """
     writers = {".dot": as_dot, ".svg": as_svg, ".html": as_page}
     if path.suffix not in writers:
@@ -46,53 +42,28 @@ def draw_blocks(survey: Survey, recipe: Recipe | None, path: Path) -> None:
 
 def _before(survey: Survey) -> Iterator[Picture]:
     for structure in survey.structures:
-        sites = {s.path.removeprefix(f"{s.block}.") for s in survey.sites if s.block == structure.paths[0]}
         title = f"{structure.paths[0]} ({structure.kind}, {len(structure.paths)} alike)"
-        yield picture_of(structure.graph, title, sites)
+        yield picture_of(structure.graph, title, _sites_in(survey, structure.paths[0]))
 
 
 def _both(survey: Survey, recipe: Recipe) -> Iterator[Picture]:
-    """Blocks as they were captured, each in front of what the passes made of it."""
-    after = rewritten_graphs(survey, recipe)
+    """Blocks as they were captured, each in front of what the passes made of it, and of those like it."""
+    rewritten = rewritten_blocks(survey, recipe)
+    stage = recipe.stages[0].name
     for structure, before in zip(survey.structures, _before(survey), strict=True):
-        yield before
-        graph = after.get(structure.paths[0])
-        if graph is not None:
-            sites = {
-                s.path.removeprefix(f"{s.block}.") for s in survey.sites if s.block == structure.paths[0]
-            }
-            yield picture_of(
-                graph, f"{structure.paths[0]} in stage {recipe.stages[0].name} of {recipe.name}", sites
-            )
+        mine = [blocks for blocks in rewritten if blocks.paths[0] in structure.paths]
+        # The shapes of the same call as behind it, where there is one.
+        yield (
+            picture_of(mine[0].before, before.title, _sites_in(survey, mine[0].paths[0])) if mine else before
+        )
+        for blocks in mine:
+            if blocks.after is not None:
+                title = f"{blocks.paths[0]} in stage {stage} of {recipe.name} ({len(blocks.paths)} alike)"
+                yield picture_of(blocks.after, title, _sites_in(survey, blocks.paths[0]))
 
 
-def rewritten_graphs(survey: Survey, recipe: Recipe) -> dict[str, fx.Graph]:
-    """The graphs that the first block of each structure runs in the first stage of a recipe, spans left aside.
-
-    Args:
-        survey: The blocks as they were captured.
-        recipe: The recipe.
-
-    Raises:
-        NothingMatched: A site of the recipe matches no module.
-        SiteError: A site is not what the recipe says.
-        PassError: A pass failed.
-    """
-    index = {spec.id: i for i, spec in enumerate(recipe.sites)}
-    found: dict[str, fx.Graph] = {}
-    modules = match_sites(survey.model, recipe.sites)
-    for structure in survey.structures:
-        path = structure.paths[0]
-        mine = [m for m in modules if m.block == path]
-        places = tuple(SitePlace(index[m.spec.id], m.local, m.path) for m in mine)
-        merged = tuple(p for p in places if recipe.sites[p.site_index].id in recipe.stages[0].sites)
-        if merged:
-            attention = tuple(p for p in places if recipe.sites[p.site_index].kind == "attention")
-            block = survey.model.get_submodule(path)
-            work = BlockWork(copy_graph(structure.graph), block, recipe, Variant(stage=0), merged, attention)
-            run_passes(work, importlib.import_module("sdtm_fx.passes").PASSES)
-            found[path] = work.graph
-    return found
+def _sites_in(survey: Survey, block: str) -> set[str]:
+    return {site.path.removeprefix(f"{block}.") for site in survey.sites if site.block == block}
 
 
 def as_dot(pictures: Sequence[Picture]) -> str:

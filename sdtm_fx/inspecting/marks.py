@@ -1,4 +1,4 @@
-"""What a recipe would merge of the sites that were found."""
+"""What a recipe would do with the sites that were found: merge them, or forecast them."""
 
 from __future__ import annotations
 
@@ -19,32 +19,57 @@ class Marks:
 
     Attributes:
         recipe: Its name.
-        stages: Stages that merge a module, by its path.
-        named: Paths that the recipe names but merges in no stage.
+        stages: Stages that merge or forecast a module, by its path.
+        forecasts: Which of the stages forecast.
+        named: Paths that the recipe names.
         unknown: Paths that it names and that were not found to be sites.
     """
 
     recipe: str
     stages: dict[str, tuple[str, ...]]
+    forecasts: frozenset[str]
     named: frozenset[str]
     unknown: tuple[str, ...]
 
     def of(self, group: SiteGroup) -> str:
         """What the recipe does with sites, in words."""
-        merged = [self.stages[s.path] for s in group.sites if s.path in self.stages]
-        if merged:
-            some = "" if len(merged) == len(group.sites) else f"{len(merged)} of {len(group.sites)}: "
-            return f"{some}merged in {', '.join(dict.fromkeys(name for names in merged for name in names))}"
-        return "named, never merged" if any(s.path in self.named for s in group.sites) else "not named"
+        used = [self.stages[s.path] for s in group.sites if s.path in self.stages]
+        if not used:
+            return "named, never used" if any(s.path in self.named for s in group.sites) else "not named"
+        names = [*dict.fromkeys(name for names in used for name in names)]
+        told = [
+            f"{verb} in {', '.join(those)}"
+            for verb, those in (
+                ("merged", [name for name in names if name not in self.forecasts]),
+                ("forecast", [name for name in names if name in self.forecasts]),
+            )
+            if those
+        ]
+        some = "" if len(used) == len(group.sites) else f"{len(used)} of {len(group.sites)}: "
+        return f"{some}{'; '.join(told)}"
 
     def says(self) -> str:
         """The rest in words."""
+        told = [f"{verb} {len(paths)}" for verb, paths in self._counted().items() if paths]
         lost = f"; not found to be sites: {', '.join(self.unknown)}" if self.unknown else ""
-        return f"recipe {self.recipe} merges {len(self.stages)} modules{lost}"
+        return f"recipe {self.recipe} {' modules, and '.join(told) or 'uses 0'} modules{lost}"
 
     def as_data(self) -> dict[str, Any]:
         """The marks as plain data."""
-        return {"name": self.recipe, "merged": sorted(self.stages), "unknown": list(self.unknown)}
+        counted = self._counted()
+        return {
+            "name": self.recipe,
+            "merged": counted["merges"],
+            "forecast": counted["forecasts"],
+            "unknown": list(self.unknown),
+        }
+
+    def _counted(self) -> dict[str, list[str]]:
+        """Paths that are merged in some stage, and those that are forecast in some."""
+        return {
+            "merges": sorted(path for path, names in self.stages.items() if {*names} - self.forecasts),
+            "forecasts": sorted(path for path, names in self.stages.items() if {*names} & self.forecasts),
+        }
 
 
 def mark(survey: Survey, recipe: Recipe) -> Marks:
@@ -69,4 +94,7 @@ def mark(survey: Survey, recipe: Recipe) -> Marks:
         if used:
             stages[module.path] = used
     found = {site.path for site in survey.sites}
-    return Marks(recipe.name, stages, frozenset(named), tuple(path for path in named if path not in found))
+    forecasts = frozenset(stage.name for stage in recipe.stages if not stage.method.merges)
+    return Marks(
+        recipe.name, stages, forecasts, frozenset(named), tuple(path for path in named if path not in found)
+    )

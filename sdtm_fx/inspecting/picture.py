@@ -12,7 +12,7 @@ from torch import fx
 
 from sdtm_fx.runtime import key_ops, ops, span_ops
 
-BoxKind = Literal["merge", "unmerge", "site", "module", "value", "operation"]
+BoxKind = Literal["merge", "unmerge", "forecast", "site", "module", "value", "operation"]
 
 _HIDDEN = ("size", "expect", "bool", "int", "getattr")
 
@@ -115,4 +115,6 @@ def _kind(node: fx.Node) -> BoxKind:
         return "merge"
     if node.target in (ops.unmerge_tokens, ops.blend_forecast, span_ops.leave_span):
         return "unmerge"  # a forecast is blended in where merged tokens come back
+    if node.target in (ops.forecast_feature, span_ops.begin_stream, span_ops.forecast_stream):
+        return "forecast"
     return "operation"

@@ -26,7 +26,7 @@ def render(survey: Survey, marks: Marks | None = None) -> RenderableType:
 
     Args:
         survey: The survey.
-        marks: What a recipe would merge.
+        marks: What a recipe would do.
     """
     parts: list[RenderableType] = [_head(survey), _call(survey), _blocks(survey), _sites(survey, marks)]
     for (name, kind, why), paths in group_left_out(survey.left_out).items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -19,7 +19,7 @@ from sdtm_fx.rewriting.runner import run_passes
 from sdtm_fx.rewriting.serving import dense_variant, variants_of
 from sdtm_fx.rewriting.spans import SpanPlace, Spans, active_span, forecast_span, sites_inside
 from sdtm_fx.rewriting.structure import attention_texts, confirm_kinds, leaf_traits
-from sdtm_fx.rewriting.work import BlockWork, Pass, SitePlace
+from sdtm_fx.rewriting.work import BlockWork, SitePlace
 from sdtm_fx.runtime import ops, span_ops
 from sdtm_fx.runtime.call import OpenSpan, OpenStream, Variant
 
@@ -204,22 +204,10 @@ def _rewrite(
 
 def _add_variant(recipe: Recipe, block: torch.nn.Module, program: Program, variant: Variant) -> None:
     """Rewrite the captured graph for a variant, unless there is nothing to do in it."""
-    passes: Sequence[Pass] = importlib.import_module("sdtm_fx.passes").PASSES
-    attention = tuple(p for p in program.places if recipe.sites[p.site_index].kind == "attention")
-    span = active_span(recipe, program.spans, variant)
-    handled = _sites_of(recipe, variant, span)
-    active = tuple(p for p in program.places if recipe.sites[p.site_index].id in handled)
-    if variant.stage is None and variant.measure is None:  # where keys alone are merged, nothing is stored
-        active = tuple(p for p in active if recipe.sites[p.site_index].merge == "tokens")
-    forecast = forecast_span(recipe, program.spans, variant)
-    if forecast is not None and not _has_part(forecast, variant):
-        forecast = None
-    if not active and span is None and forecast is None and (recipe.prompt is None or not attention):
+    work = work_for(recipe, block, program, variant)
+    if work is None:
         return
-    if variant == Variant(stage=None) and recipe.prompt is None:
-        return
-    work = BlockWork(copy_graph(program.captured), block, recipe, variant, active, attention, span, forecast)
-    program.applied[variant] = run_passes(work, passes)
+    program.applied[variant] = run_passes(work, importlib.import_module("sdtm_fx.passes").PASSES)
     name = f"{type(block).__name__}_{_label(recipe, variant)}"
     program.functions[variant.key] = graph_function(work.graph, block, name)
     program.code[variant] = work.graph.python_code("self").src
@@ -235,9 +223,38 @@ def _add_variant(recipe: Recipe, block: torch.nn.Module, program: Program, varia
             span_ops.forecast_stream,
         )
     )
+    forecast = work.forecast
     if forecast is not None and forecast.last and not forecast.first:
         own = recipe.spans[forecast.span_index]
         program.streams[variant] = (own.id, own.input)
+
+
+def work_for(recipe: Recipe, block: torch.nn.Module, program: Program, variant: Variant) -> BlockWork | None:
+    """What passes do for one variant of a program: a copy of its captured graph, and what is in it.
+
+    Args:
+        recipe: The recipe.
+        block: A block of the program's structure; it is not changed.
+        program: Its graph, sites and spans.
+        variant: Which steps the graph is for.
+
+    Returns:
+        The work, on which no pass has run yet; None where the block is left as it is.
+    """
+    attention = tuple(p for p in program.places if recipe.sites[p.site_index].kind == "attention")
+    span = active_span(recipe, program.spans, variant)
+    handled = _sites_of(recipe, variant, span)
+    active = tuple(p for p in program.places if recipe.sites[p.site_index].id in handled)
+    if variant.stage is None and variant.measure is None:  # where keys alone are merged, nothing is stored
+        active = tuple(p for p in active if recipe.sites[p.site_index].merge == "tokens")
+    forecast = forecast_span(recipe, program.spans, variant)
+    if forecast is not None and not _has_part(forecast, variant):
+        forecast = None
+    if not active and span is None and forecast is None and (recipe.prompt is None or not attention):
+        return None
+    if variant == Variant(stage=None) and recipe.prompt is None:
+        return None
+    return BlockWork(copy_graph(program.captured), block, recipe, variant, active, attention, span, forecast)
 
 
 def _has_part(place: SpanPlace, variant: Variant) -> bool:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from sdtm_fx.cli.main import app
 from sdtm_fx.errors import InspectionError, RewriteError
+from sdtm_fx.inspecting.groups import group_sites
 from sdtm_fx.inspecting.inspect import survey
 from sdtm_fx.inspecting.marks import mark
 from sdtm_fx.inspecting.pointwise import is_pointwise, keep_pointwise
@@ -109,10 +110,26 @@ def test_a_recipe_is_marked(flux: Survey) -> None:
     marks = mark(flux, recipe)
     assert marks.unknown == ()
     assert set(marks.stages) <= {site.path for site in flux.sites}
+    groups = {group.pattern: marks.of(group) for group in group_sites(flux)}
+    assert groups["transformer_blocks.*.ff"] == "merged in structure; forecast in detail"
+    assert marks.says() == "recipe toy-flux-windows merges 3 modules, and forecasts 6 modules"
     with pytest.raises(
         RewriteError, match="is for SD3Transformer2DModel, this model is a FluxTransformer2DModel"
     ):
         mark(flux, load_recipe("toy-sd3-windows"))
+
+
+def test_a_recipe_that_uses_one_block_says_so(flux: Survey) -> None:
+    one = {
+        "sites.*.expect": None,
+        "sites.ff.match": "transformer_blocks.0.ff",
+        "stages.detail.sites": ["attn"],
+    }
+    marks = mark(flux, load_recipe("toy-flux-windows").override(one | {"stages.structure.sites": ["ff"]}))
+    groups = {group.pattern: marks.of(group) for group in group_sites(flux)}
+    assert groups["transformer_blocks.*.ff"] == "1 of 2: merged in structure"
+    assert groups["transformer_blocks.*.attn"] == "forecast in detail"
+    assert "named, never used" in groups.values()
 
 
 def test_the_command_prints_tables_and_data(tmp_path: Path) -> None:
@@ -121,13 +138,15 @@ def test_the_command_prints_tables_and_data(tmp_path: Path) -> None:
     shown = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
     assert shown.exit_code == 0, shown.output
     assert "2 blocks in 2 structures, 4 sites, a token is 2 x 2 of the latent" in shown.output
-    assert "merged in" in shown.output
+    assert "forecast in all" in shown.output
+    assert "recipe toy-sd3 forecasts 4 modules" in shown.output
     data = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
     assert [site["match"] for site in data["sites"]] == [
         "transformer_blocks.*.attn",
         "transformer_blocks.*.ff",
     ]
-    assert data["recipe"]["unknown"] == []
+    assert (data["recipe"]["unknown"], data["recipe"]["merged"]) == ([], [])
+    assert len(data["recipe"]["forecast"]) == 4
 
 
 def test_errors_of_the_command_are_text() -> None:
