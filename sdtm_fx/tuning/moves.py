@@ -11,6 +11,7 @@ from sdtm_fx.tuning.setting import Setting
 
 _WEIGHTS = (0.0, 0.1, 0.3)
 _FACTORS = (0.7, 1.4)
+_LEFT = (0.0, 0.5, 1.0)
 _PLAN_STEPS = (1, 2, 3)
 
 
@@ -24,7 +25,8 @@ def changed(setting: Setting, pricing: Pricing, groups: Sequence[tuple[int, ...]
     """
     found = [
         *_shifted(setting), *_traded(setting), *_reuses(setting), *_boundaries(setting),
-        *_balances(setting), *_layers(setting, groups), *_sites(setting, pricing), *_intervals(setting),
+        *_balances(setting), *_falls(setting), *_layers(setting, groups), *_sites(setting, pricing),
+        *_intervals(setting),
     ]  # fmt: skip
     return [s for s in found if 1 not in s.removed or pricing.may_forecast(s.base)]
 
@@ -106,6 +108,17 @@ def _balances(setting: Setting) -> Iterator[Setting]:
         for value in changed:
             removed = tuple(value if at == number else f for at, f in enumerate(setting.removed))
             yield replace(setting, removed=removed)
+
+
+def _falls(setting: Setting) -> Iterator[Setting]:
+    """One stage removes ever less from its first step to its last, or as much throughout."""
+    lengths = [end - start for start, end in zip((0, *setting.ends), setting.ends, strict=False)]
+    for number, steps in enumerate(lengths):
+        if steps > 1 and setting.removed[number] < 1:
+            for part in _LEFT:
+                left = tuple(part if at == number else own for at, own in enumerate(setting.left))
+                if left != setting.left:
+                    yield replace(setting, left=left)
 
 
 def _layers(setting: Setting, groups: Sequence[tuple[int, ...]]) -> Iterator[Setting]:

@@ -6,7 +6,8 @@ from __future__ import annotations
 def dense_patterns(steps: int, count: int) -> tuple[tuple[int, ...], ...]:
     """Ways to lay so many dense steps out, the first step always among them; no two are equal.
 
-    They are spread evenly; all in front; in front but for the last; and ever further apart, to two degrees.
+    They are spread evenly, without the last step and with it; all in front; in front but for the last; a third in
+    front, the others spread evenly up to the last; and ever further apart, to two degrees.
 
     Args:
         steps: Denoising steps.
@@ -17,12 +18,22 @@ def dense_patterns(steps: int, count: int) -> tuple[tuple[int, ...], ...]:
         tuple(number * steps // count for number in range(count)),
         leading,
         (*leading[:-1], steps - 1),
+        _led(steps, count, 1),
+        _led(steps, count, count // 3),
         *(_receding(steps, count, degree) for degree in (1.5, 2.0)),
     ]
     unique = dict.fromkeys(
         pattern for pattern in candidates if len(set(pattern)) == count and pattern[0] == 0
     )
     return tuple(unique)
+
+
+def _led(steps: int, count: int, front: int) -> tuple[int, ...]:
+    """So many in front, and the others spread evenly from there to the last step."""
+    behind = count - max(front, 1)
+    begun = tuple(range(count - behind))
+    gap = (steps - 1 - begun[-1]) / max(behind, 1)
+    return (*begun, *(begun[-1] + round(number * gap) for number in range(1, behind + 1)))
 
 
 def _receding(steps: int, count: int, degree: float) -> tuple[int, ...]:

@@ -9,6 +9,8 @@ from sdtm_fx.errors import SdtmFxError
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.recipe.siblings import sibling
 
+_LEVELS = 3  # of a falling ratio, in one stage: each is a compiled phase
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -17,8 +19,10 @@ class Setting:
     Attributes:
         dense: Steps that are computed whole, ascending.
         ends: For each stage of the recipe, the first step after it; the last is the number of steps.
-        removed: For each stage, the fraction of image tokens that is removed in the steps between dense ones; 1
-            forecasts the sites altogether.
+        removed: For each stage, the fraction of image tokens that is removed between dense steps, in the first step of
+            the stage; 1 forecasts the sites altogether.
+        left: For each stage, what is left of that fraction in its last step, as a part of it: 1 keeps it, 0 lets it
+            fall to nothing, on a straight line.
         order: Of the forecast that merged positions get; None: copies of their slot, nothing is stored.
         weight: Share of the newly computed value at merged positions, where there is a forecast.
         sites: For each stage, the sites that are merged or forecast.
@@ -30,6 +34,7 @@ class Setting:
     dense: tuple[int, ...]
     ends: tuple[int, ...]
     removed: tuple[float, ...]
+    left: tuple[float, ...]
     order: int | None
     weight: float
     sites: tuple[tuple[str, ...], ...]
@@ -68,14 +73,18 @@ class Setting:
 
     def canonical(self) -> Setting:
         """The same with all that changes nothing set to one value, so that equal points are equal."""
-        changes: dict[str, Any] = {}
+        lengths = [end - start for start, end in zip((0, *self.ends), self.ends, strict=False)]
+        kept = zip(self.removed, self.left, lengths, strict=True)
+        changes: dict[str, Any] = {
+            "left": tuple(1.0 if f == 1 or steps == 1 else left for f, left, steps in kept)
+        }
         if self.caches:
-            changes = {"weight": 0.0, "plan_steps": 1}
+            changes |= {"weight": 0.0, "plan_steps": 1}
             if not self.tells_stages_apart:
                 last = self.steps - len(self.ends) + 1
                 changes["ends"] = tuple(range(last, self.steps + 1))
         elif self.order is None:
-            changes = {"weight": 0.0}
+            changes["weight"] = 0.0
         return replace(self, **changes)
 
 
@@ -114,6 +123,7 @@ def setting_of(recipe: Recipe, steps: int, *, removed: float, base: int = 0) -> 
         dense=(),
         ends=tuple(ends),
         removed=(removed,) * count,
+        left=(1.0,) * count,
         order=None,
         weight=weight,
         sites=tuple(stage.sites for stage in recipe.stages),
@@ -139,7 +149,7 @@ def changes(setting: Setting, recipe: Recipe) -> dict[str, Any]:
         if fraction == 1:
             own |= {"method": {"name": "skip"}, "ratio": None}
         else:
-            own["ratio"] = {"curve": "constant", "start": fraction}
+            own["ratio"] = _ratio(fraction, setting.left[number])
         stages[stage.name] = own
     said: dict[str, Any] = {
         "stages": stages,
@@ -156,6 +166,12 @@ def changes(setting: Setting, recipe: Recipe) -> dict[str, Any]:
     if setting.plan_steps != recipe.plan.every_steps:
         said["plan"] = {"every_steps": setting.plan_steps}
     return said
+
+
+def _ratio(start: float, left: float) -> dict[str, Any]:
+    if left == 1:
+        return {"curve": "constant", "start": start}
+    return {"curve": "linear", "start": start, "end": _round_down(start * left), "levels": _LEVELS}
 
 
 def _round_down(fraction: float) -> float:

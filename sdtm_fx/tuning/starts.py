@@ -10,6 +10,7 @@ from sdtm_fx.tuning.patterns import dense_patterns
 from sdtm_fx.tuning.pricing import Pricing
 from sdtm_fx.tuning.setting import Setting, setting_of
 
+_LAST = (1.0, 0.5, 0.0)  # what a starting point leaves of its ratio in the last step
 _PROBE = 0.5  # of what the method can remove; fractions are then fitted to the budget
 
 
@@ -73,19 +74,33 @@ def _caches(base: Setting, pricing: Pricing) -> Iterator[Setting]:
 
 
 def _merges(base: Setting, pricing: Pricing) -> Iterator[Setting]:
-    """Plain merging behind no or one dense step, evenly and less from stage to stage; with forecasts behind some."""
-    for first, removed in itertools.product((0, 1), dict.fromkeys((base.removed, _falling(base.removed)))):
-        yield replace(base, dense=tuple(range(first)), removed=removed)
+    """Plain merging behind no or one dense step, even or less from step to step; with forecasts behind some."""
+    for first, last in itertools.product((0, 1), _LAST):
+        yield replace(falling(base, last), dense=tuple(range(first)))
     for count in _numbers(base, pricing):
         for order, dense in itertools.product((0, 1), dense_patterns(base.steps, count)):
             if order < count:
                 yield replace(base, order=order, dense=dense)
 
 
-def _falling(removed: tuple[float, ...]) -> tuple[float, ...]:
-    """From half as much again in the first stage to half in the last, as early steps can do with fewer tokens."""
-    last = len(removed) - 1
-    return tuple(f * (1.5 - number / last) for number, f in enumerate(removed)) if last else removed
+def falling(setting: Setting, last: float) -> Setting:
+    """Let fractions fall on one straight line through all stages: early steps can do with fewer tokens.
+
+    Args:
+        setting: The fraction of the first stage is that of the first step.
+        last: What the last step has, as a part of it.
+    """
+
+    def line(step: int) -> float:
+        return 1 + (last - 1) * step / max(setting.steps - 1, 1)
+
+    firsts = [line(step) for step in (0, *setting.ends[:-1])]
+    lasts = [line(end - 1) for end in setting.ends]
+    return replace(
+        setting,
+        removed=tuple(setting.removed[0] * first for first in firsts),
+        left=tuple(end / first if first else 1.0 for first, end in zip(firsts, lasts, strict=True)),
+    )
 
 
 def _mixes(base: Setting, pricing: Pricing) -> Iterator[Setting]:

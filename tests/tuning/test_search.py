@@ -204,8 +204,21 @@ def test_merging_starts_evenly_and_falling(pricing: Pricing) -> None:
     own = Pricing((base,), pricing.target, pricing.size, pricing.speedup, "three-stages")
     three = setting_of(base, pricing.size.steps, removed=0.4)
     plain = [setting for setting in _merges(three, own) if setting.order is None]
-    assert [(one.dense, one.removed) for one in plain] == [
-        (dense, pytest.approx(removed))
+    assert [(one.dense, one.removed, one.left) for one in plain] == [
+        (dense, pytest.approx(removed), pytest.approx(left))
         for dense in ((), (0,))
-        for removed in ((0.4, 0.4, 0.4), (0.6, 0.4, 0.2))
+        for removed, left in (
+            ((0.4, 0.4, 0.4), (1.0, 1.0, 1.0)),
+            ((0.4, 0.4 * 6 / 7, 0.4 * 9 / 14), (13 / 14, 5 / 6, 7 / 9)),
+            ((0.4, 0.4 * 5 / 7, 0.4 * 2 / 7), (6 / 7, 3 / 5, 0.0)),
+        )
     ]
+
+
+def test_merging_may_fall_inside_of_a_stage(pricing: Pricing) -> None:
+    merging = replace(cache(pricing, 0, 3), removed=(0.5,), left=(0.5,))
+    found = {other.left for other in changed(merging, pricing, ()) if other.left != merging.left}
+    assert found == {(0.0,), (1.0,)}
+    assert pricing.price(replace(merging, left=(0.0,))) < pricing.price(merging)
+    alone = replace(merging, removed=(1.0,))
+    assert {other.left for other in changed(alone, pricing, ()) if other.left != alone.left} == set()

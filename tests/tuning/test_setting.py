@@ -8,15 +8,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sdtm_fx.curve import ratio_curve
 from sdtm_fx.errors import SdtmFxError
 from sdtm_fx.recipe import load_recipe
+from sdtm_fx.recipe.ratio import CurveRatio
 from sdtm_fx.schedule import build_schedule
 from sdtm_fx.tuning.patterns import dense_patterns
 from sdtm_fx.tuning.setting import Setting, changes, setting_of
+from sdtm_fx.tuning.starts import falling
 
 BASE = load_recipe("toy-sd3-merge")
 CACHE = Setting(
-    dense=(0, 3), ends=(3, 8), removed=(1.0, 1.0), order=1, weight=0.1, sites=(("attn", "ff"),) * 2
+    dense=(0, 3),
+    ends=(3, 8),
+    removed=(1.0, 1.0),
+    left=(1.0, 1.0),
+    order=1,
+    weight=0.1,
+    sites=(("attn", "ff"),) * 2,
 )
 
 
@@ -106,4 +115,32 @@ def test_patterns_are_different_sets_of_as_many_steps(steps: int, data: st.DataO
 
 
 def test_the_patterns_of_three_of_eight_steps() -> None:
-    assert dense_patterns(8, 3) == ((0, 2, 5), (0, 1, 2), (0, 1, 7), (0, 1, 4), (0, 1, 3))
+    assert dense_patterns(8, 3) == ((0, 2, 5), (0, 1, 2), (0, 1, 7), (0, 4, 7), (0, 1, 4), (0, 1, 3))
+
+
+def test_a_third_of_the_dense_steps_may_lead_and_the_last_step_be_one() -> None:
+    assert (0, 1, 2, 3, 6, 9, 12, 15, 18, 21, 24, 27) in dense_patterns(28, 12)
+
+
+def test_a_fraction_falls_on_a_line_inside_of_its_stage() -> None:
+    plain = replace(CACHE, removed=(0.6, 0.4), left=(0.5, 0.0), order=None, dense=())
+    said = BASE.override({"name": "said", "plan.round_to": 1, **changes(plain, BASE)})
+    ratios = build_schedule(said, steps=8, grid=(32, 32)).ratios
+    assert ratios == pytest.approx((0.6, 0.45, 0.3, 0.4, 0.3, 0.2, 0.1, 0.0))
+
+
+def test_what_falls_in_no_step_is_equal_to_what_stays() -> None:
+    setting = replace(CACHE, ends=(1, 8), removed=(0.5, 1.0), left=(0.5, 0.5))
+    assert setting.canonical().left == (1.0, 1.0)
+    assert replace(setting, ends=(2, 8)).canonical().left == (0.5, 1.0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps=st.integers(3, 40), end=st.integers(1, 38), last=st.sampled_from([1.0, 0.5, 0.25]))
+def test_a_falling_start_is_one_line_through_all_stages(steps: int, end: int, last: float) -> None:
+    base = replace(setting_of(BASE, steps, removed=0.6), ends=(min(end, steps - 1), steps))
+    fallen = falling(base, last)
+    said = BASE.override({"name": "said", "plan.round_to": 1, **changes(fallen, BASE)})
+    ratios = build_schedule(said, steps=steps, grid=(32, 32)).ratios
+    line = ratio_curve(CurveRatio(curve="linear", start=0.6, end=0.6 * last), steps)
+    assert ratios == pytest.approx(line, abs=1e-3)
