@@ -22,7 +22,7 @@ def tune(
     recipe: Annotated[
         list[str] | None,
         typer.Option(
-            show_default="toy-sd3-merge or toy-flux-merge",
+            show_default="of a toy, what merges and what forecasts: toy-sd3-merge and toy-sd3",
             help="Recipe whose sites and methods are searched, a name or a file; once for each.",
         ),
     ] = None,
@@ -80,7 +80,7 @@ def tune(
     source = ModelSource(model, dtype, device)
     if not recipe and not source.is_toy:
         raise SdtmFxError(f"tune: {model} is no toy; name the recipe whose sites are searched (--recipe)")
-    named = recipe or [f"{model}-merge"]
+    named = recipe or [f"{model}-merge", model]  # what merges, and what forecasts all blocks as one
     bases, others = [load_recipe(name) for name in named], [load_recipe(name) for name in against or ()]
     goal = Goal(
         name=out.stem, speedup=speedup, steps=steps, height=height, width=width, guidance=guidance,

@@ -19,6 +19,7 @@ from sdtm_fx.evaluate.models import ModelSource
 from sdtm_fx.evaluate.row import Row
 from sdtm_fx.evaluate.sampling import Sampling
 from sdtm_fx.evaluate.store import Store
+from sdtm_fx.idle_stages import untold
 from sdtm_fx.recipe.schema import Recipe
 
 Quality: TypeAlias = Literal["psnr", "ssim"]
@@ -70,7 +71,7 @@ class Workshop:
         """
         part = _part(self._ruler.sampling, images)
         row, store = Row(recipe.name, "tried", recipe), Store(self._identity)
-        with threads(self._ruler.threads):
+        with threads(self._ruler.threads), untold():
             draw(self._pipeline, [], part, self._dense)
             for batch in part.batches:
                 key = store.key(None, part, batch)

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from sdtm_fx.rewriting.spans import uses_spans
 from sdtm_fx.tuning.pricing import Pricing
 from sdtm_fx.tuning.setting import Setting
 
@@ -28,7 +29,14 @@ def changed(setting: Setting, pricing: Pricing, groups: Sequence[tuple[int, ...]
         *_balances(setting), *_falls(setting), *_layers(setting, groups), *_sites(setting, pricing),
         *_intervals(setting),
     ]  # fmt: skip
-    return [s for s in found if 1 not in s.removed or pricing.may_forecast(s.base)]
+    return [s for s in found if _possible(s, pricing)]
+
+
+def _possible(setting: Setting, pricing: Pricing) -> bool:
+    """Whether a recipe can say it: some cannot forecast, others nothing else, and a span that does is not divided."""
+    if pricing.merges(setting.base):
+        return 1 not in setting.removed or pricing.may_forecast(setting.base)
+    return setting.caches and not (setting.whole and uses_spans(pricing.bases[setting.base]))
 
 
 def afforded(setting: Setting, pricing: Pricing) -> Iterator[Setting]:

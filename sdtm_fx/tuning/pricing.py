@@ -45,6 +45,29 @@ class Pricing:
         Raises:
             ScheduleError: A fraction is out of a method's reach on this grid.
         """
+        return self._costs_of(setting).speedup(self.recipe(setting))
+
+    def effect(self, setting: Setting) -> tuple[object, ...]:
+        """What a generation with a setting does, step by step: settings of equal effect draw equal images.
+
+        Raises:
+            ScheduleError: A fraction is out of a method's reach on this grid.
+        """
+        costs, recipe = self._costs_of(setting), self.recipe(setting)
+        schedule = costs.schedule(recipe)
+        phases = [schedule.phase(step) for step in range(schedule.steps)]
+        mixes = setting.order is not None and setting.merges
+        return (
+            setting.base,
+            setting.order,
+            setting.weight if mixes else None,
+            tuple(
+                (phase, () if phase.stage is None else recipe.stages[phase.stage].sites) for phase in phases
+            ),
+            frozenset(block.index for block in costs.model.blocks),
+        )
+
+    def _costs_of(self, setting: Setting) -> Costs:
         skips = tuple(fraction == 1 for fraction in setting.removed)
         kind = (setting.base, skips, setting.sites, setting.order is None)
         key, every_block = (*kind, setting.whole), (*kind, ())
@@ -53,7 +76,7 @@ class Pricing:
             self._costs[every_block] = measure_costs(measured, self.target, self.size)
         if key not in self._costs:  # rewriting the model again would tell the same
             self._costs[key] = self._costs[every_block].without(setting.whole)
-        return self._costs[key].speedup(self.recipe(setting))
+        return self._costs[key]
 
     def block_groups(self, number: int) -> tuple[tuple[int, ...], ...]:
         """Divide the blocks that have sites, by number, into groups of consecutive ones, as equal as can be.
@@ -83,6 +106,14 @@ class Pricing:
         tokens = self.size.grid[0] * self.size.grid[1]
         return tuple(stage.method.capacity(self.size.grid) / tokens for stage in self.bases[base].stages)
 
+    def merges(self, base: int) -> bool:
+        """Whether the stages of a recipe merge; where they forecast, dense steps are all that is searched.
+
+        Args:
+            base: Number of the recipe.
+        """
+        return all(stage.method.merges for stage in self.bases[base].stages)
+
     def may_forecast(self, base: int) -> bool:
         """Whether stages may be forecast altogether: not where some blocks get a part of the ratio.
 
@@ -101,8 +132,11 @@ class Pricing:
         """
         if not setting.merges:
             return setting.canonical() if self.meets(setting) else None
+        reach = self.reach(setting.base)
         merging = [
-            (f, most) for f, most in zip(setting.removed, self.reach(setting.base), strict=True) if f < 1
+            (f * max(1.0, left), most)
+            for f, left, most in zip(setting.removed, setting.left, reach, strict=True)
+            if f < 1
         ]
         most = min(capacity / fraction for fraction, capacity in merging if fraction > 0)
         low, high = 0.0, most

@@ -83,7 +83,7 @@ class Search:
 
     def __post_init__(self) -> None:
         """Nothing has been tried."""
-        self._seen: set[Setting] = set()
+        self._seen: set[tuple[object, ...]] = set()
 
     def run(self, starts: Sequence[Start], climbs: int) -> None:
         """Try what looks best of the starting points, then the best of them with sensitive parts whole; then climb.
@@ -98,7 +98,7 @@ class Search:
         paths = [_Climb(trial, self._around(trial, number)) for number, trial in enumerate(tops)]
         while paths and not self._over():
             for path in list(paths):
-                settings = path.next(self.together, self._seen)
+                settings = path.next(self.together, self._unseen)
                 if not settings:
                     paths.remove(path)
                     continue
@@ -112,7 +112,7 @@ class Search:
         return sorted(of, key=lambda trial: -trial.mean)[:count]
 
     def _sifted(self, starts: Sequence[Start]) -> list[Start]:
-        """The best part of the starting points, and the best few of every family, in their order."""
+        """The best part of the starting points, the best few of every family, and what recipes say, in their order."""
         if self.glance is None:
             return [*starts]
         marks: dict[Setting, float] = {}
@@ -128,7 +128,7 @@ class Search:
         kept = {start.setting for start in ranked[: -(-len(starts) // SIFTED)]}
         for family in {start.family for start in ranked}:
             kept |= {s.setting for s in [s for s in ranked if s.family == family][:OF_EACH_FAMILY]}
-        return [start for start in starts if start.setting in kept]
+        return [start for start in starts if start.written or start.setting in kept]
 
     def _relieve(self) -> None:
         """Measure what every part of the best trial gives, if that leaves as many trials again for using it."""
@@ -142,7 +142,11 @@ class Search:
         for one in self.sensitivities:
             self.on_sensitivity(one)
         ahead = relieved(top.setting, self.pricing, self.sensitivities)
-        self._try([*dict.fromkeys(setting for setting in ahead if setting not in self._seen)])
+        self._try([*{self.pricing.effect(one): one for one in ahead if self._unseen(one)}.values()])
+
+    def _unseen(self, setting: Setting) -> bool:
+        """Whether nothing that does the same was tried."""
+        return self.pricing.effect(setting) not in self._seen
 
     @property
     def _left(self) -> int:
@@ -157,7 +161,7 @@ class Search:
             if self._over():
                 break
             group = [*settings[first : first + self.together]][: self._left]
-            self._seen.update(group)
+            self._seen.update(self.pricing.effect(setting) for setting in group)
             qualities = self.judge([self.pricing.recipe(setting) for setting in group])
             for setting, quality in zip(group, qualities, strict=True):
                 trial = Trial(setting, family_of(setting), self.pricing.price(setting), tuple(quality))
@@ -181,11 +185,11 @@ class _Climb:
     top: Trial
     ahead: Iterator[Setting]
 
-    def next(self, count: int, seen: set[Setting]) -> list[Setting]:
+    def next(self, count: int, unseen: Callable[[Setting], bool]) -> list[Setting]:
         """So many neighbours that nobody has tried."""
         found: list[Setting] = []
         for setting in self.ahead:
-            if setting not in seen:
+            if unseen(setting):
                 found.append(setting)
             if len(found) == count:
                 break

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from sdtm_fx.recipe.schema import Recipe
+from sdtm_fx.rewriting.spans import uses_spans
 from sdtm_fx.tuning.pricing import Pricing
 from sdtm_fx.tuning.setting import Setting
 
@@ -60,7 +61,7 @@ class Sensitivity:
 
 
 def parts_of(recipe: Recipe, groups: Sequence[tuple[int, ...]]) -> list[Part]:
-    """All parts: every site of every stage, and every group of blocks.
+    """All parts: every site of every stage, and every group of blocks, unless spans forecast them as one.
 
     Args:
         recipe: The recipe that settings are said in.
@@ -71,8 +72,9 @@ def parts_of(recipe: Recipe, groups: Sequence[tuple[int, ...]]) -> list[Part]:
         for number, stage in enumerate(recipe.stages)
         for site in stage.sites
     ]
-    blocks = [Part(_blocks_label(group), blocks=group) for group in groups] if len(groups) > 1 else []
-    return [*sites, *blocks]
+    if len(groups) < 2 or uses_spans(recipe):
+        return sites
+    return [*sites, *(Part(_blocks_label(group), blocks=group) for group in groups)]
 
 
 def measure_sensitivities(

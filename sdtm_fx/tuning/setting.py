@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from sdtm_fx.curve import ratio_curve
 from sdtm_fx.errors import SdtmFxError
+from sdtm_fx.recipe.ratio import FullRatio, ThresholdRatio
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.recipe.siblings import sibling
+from sdtm_fx.step_counts import dense_steps
 
 _LEVELS = 3  # of a falling ratio, in one stage: each is a compiled phase
 
@@ -92,26 +95,31 @@ def setting_of(recipe: Recipe, steps: int, *, removed: float, base: int = 0) -> 
     """The setting that a recipe's own stages make, with one fraction for all of them and no dense steps.
 
     Args:
-        recipe: The recipe that settings are said in; every stage merges, on sites and not in spans.
+        recipe: The recipe that settings are said in. Every stage merges, on sites and not in spans; or every stage
+            forecasts, and goes on doing so.
         steps: Denoising steps; at least one for each stage.
-        removed: The fraction.
+        removed: The fraction, where stages merge.
         base: The number of the recipe among those that are searched.
 
     Raises:
-        SdtmFxError: A stage does not merge, or names a span, or there are too few steps.
+        SdtmFxError: Some stages merge and some do not, or one merges in a span, or there are too few steps.
     """
-    for stage in recipe.stages:
-        if not stage.method.merges:
-            merging = sibling(recipe.name, "merge")
-            such = f", such as {merging}," if merging else ""
-            raise SdtmFxError(
-                f"tune: {recipe.name}: found method {stage.method.name} in stage {stage.name!r}; accepted a recipe "
-                f"whose stages merge{such} since forecasting them altogether is part of what is tried"
-            )
+    merging = [stage for stage in recipe.stages if stage.method.merges]
+    forecasts = next((stage for stage in recipe.stages if not stage.method.merges), None)
+    if merging and forecasts is not None:
+        other = sibling(recipe.name, "merge")
+        such = f", such as {other}" if other else ""
+        raise SdtmFxError(
+            f"tune: {recipe.name}: found method {forecasts.method.name} in stage {forecasts.name!r} beside stages that "
+            f"merge; accepted a recipe whose stages all merge{such} (forecasting some of them altogether is part of "
+            "what is tried), or all forecast"
+        )
+    for stage in merging:
         spans = [site for site in stage.sites if site in {span.id for span in recipe.spans}]
         if spans:
             raise SdtmFxError(
-                f"tune: {recipe.name}: found the span {spans[0]!r} in stage {stage.name!r}; accepted sites only"
+                f"tune: {recipe.name}: found the span {spans[0]!r} in stage {stage.name!r}; accepted sites only, where "
+                "a stage merges"
             )
     count = len(recipe.stages)
     if steps < count:
@@ -122,12 +130,54 @@ def setting_of(recipe: Recipe, steps: int, *, removed: float, base: int = 0) -> 
     return Setting(
         dense=(),
         ends=tuple(ends),
-        removed=(removed,) * count,
+        removed=(removed if merging else 1.0,) * count,
         left=(1.0,) * count,
         order=None,
         weight=weight,
         sites=tuple(stage.sites for stage in recipe.stages),
         base=base,
+    )
+
+
+def as_written(recipe: Recipe, steps: int, base: int = 0) -> Setting | None:
+    """The setting that comes closest to a recipe as it is, its own ratios and dense steps included.
+
+    Args:
+        recipe: As `setting_of` takes it.
+        steps: Denoising steps.
+        base: The number of the recipe among those that are searched.
+
+    Returns:
+        The setting, whose ratios are straight lines between the first and the last step of each stage; None where a
+        ratio has no numbers (a threshold, or all that a method can remove), or a stage begins with a ratio of 0.
+
+    Raises:
+        SdtmFxError: What `setting_of` raises.
+    """
+    plain = setting_of(recipe, steps, removed=1.0, base=base)
+    removed: list[float] = []
+    left: list[float] = []
+    for stage, first, end in zip(recipe.stages, (0, *plain.ends), plain.ends, strict=False):
+        ratio = recipe.ratio if stage.ratio is None else stage.ratio
+        if not stage.method.merges:
+            curve: tuple[float, ...] = (1.0,)
+        elif isinstance(ratio, ThresholdRatio | FullRatio):
+            return None
+        elif stage.ratio is None:
+            curve = ratio_curve(ratio, steps)[first:end]
+        else:
+            curve = ratio_curve(ratio, end - first)
+        if not curve[0]:
+            return None
+        removed.append(curve[0])
+        left.append(curve[-1] / curve[0])
+    return replace(
+        plain,
+        dense=tuple(sorted(dense_steps(recipe, steps))),
+        removed=tuple(removed),
+        left=tuple(left),
+        order=None if recipe.reuse is None else recipe.reuse.order,
+        plan_steps=recipe.plan.every_steps,
     )
 
 

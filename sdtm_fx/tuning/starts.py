@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from sdtm_fx.tuning.patterns import dense_patterns
 from sdtm_fx.tuning.pricing import Pricing
-from sdtm_fx.tuning.setting import Setting, setting_of
+from sdtm_fx.tuning.setting import Setting, as_written, setting_of
 
 _LAST = (1.0, 0.5, 0.0)  # what a starting point leaves of its ratio in the last step
 _PROBE = 0.5  # of what the method can remove; fractions are then fitted to the budget
@@ -21,10 +21,12 @@ class Start:
     Attributes:
         family: What kind of acceleration it is: "caching", "merging" or "mixed".
         setting: The setting, at the budget.
+        written: Whether it is what one of the searched recipes says itself; such a one is never passed over.
     """
 
     family: str
     setting: Setting
+    written: bool = False
 
 
 def family_of(setting: Setting) -> str:
@@ -35,7 +37,7 @@ def family_of(setting: Setting) -> str:
 
 
 def starting_points(pricing: Pricing) -> tuple[Start, ...]:
-    """Settings of every family that meet the budget; no two are equal.
+    """Settings of every family that meet the budget, first what the recipes say themselves; no two do the same.
 
     Args:
         pricing: The budget and what settings cost.
@@ -44,21 +46,24 @@ def starting_points(pricing: Pricing) -> tuple[Start, ...]:
         setting_of(recipe, pricing.size.steps, removed=_PROBE * min(pricing.reach(number)), base=number)
         for number, recipe in enumerate(pricing.bases)
     ]
-    forecast = [base for base in bases if pricing.may_forecast(base.base)]
-    cached: list[Setting] = []
-    for base in forecast:  # of equal sites, caches are equal too
-        if all(pricing.bases[base.base].sites != pricing.bases[other.base].sites for other in cached):
-            cached.append(base)
+    merging = [base for base in bases if pricing.merges(base.base)]
+    cached: dict[tuple[object, ...], Setting] = {}  # of equal sites and spans, caches are equal too
+    for base in bases:
+        recipe = pricing.bases[base.base]
+        if pricing.may_forecast(base.base):
+            cached.setdefault((recipe.sites, recipe.spans), base)
     kinds = [
-        *(_caches(base, pricing) for base in cached),
-        *(_merges(base, pricing) for base in bases),
-        *(_mixes(base, pricing) for base in forecast),
+        *(_caches(base, pricing) for base in cached.values()),
+        *(_merges(base, pricing) for base in merging),
+        *(_mixes(base, pricing) for base in merging if pricing.may_forecast(base.base)),
     ]
-    found: dict[Setting, Start] = {}
-    for setting in itertools.chain.from_iterable(kinds):
-        fitted = pricing.fit(setting)
+    written = [as_written(recipe, pricing.size.steps, base) for base, recipe in enumerate(pricing.bases)]
+    found: dict[tuple[object, ...], Start] = {}
+    for number, setting in enumerate((*written, *itertools.chain.from_iterable(kinds))):
+        fitted = None if setting is None else pricing.fit(setting)
         if fitted is not None:
-            found.setdefault(fitted, Start(family_of(fitted), fitted))
+            start = Start(family_of(fitted), fitted, number < len(written))
+            found.setdefault(pricing.effect(fitted), start)
     return tuple(found.values())
 
 

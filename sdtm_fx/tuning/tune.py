@@ -117,7 +117,8 @@ def tune(
 
     Args:
         source: The model.
-        recipes: Sites, and the methods of stages, that are searched; ratios of theirs are not. One at least.
+        recipes: Sites, and the methods of stages, that are searched; ratios of theirs are not. One at least. Of one
+            whose stages forecast, dense steps and the order are searched; in spans, that takes least memory.
         goal: Budget, size and effort.
         against: More recipes to compare with on held-out images, brought to the budget as `recipes` are.
         on_glance: Called after each starting point that was drawn once, with their number.
@@ -188,13 +189,21 @@ def tune(
 
 
 def _choose(search: Search, starts: Sequence[Start], judge: Judging) -> dict[str, Trial]:
-    """The best trial, and the best starting point of every family, by fresh images; by what each is called."""
+    """The best trial, and the best starting point of every family, by fresh images; by what each is called.
+
+    Recipes as they are written are drawn as well, however they looked: what is chosen is at least their equal.
+    """
     begun = {start.setting for start in starts}
     rivals = {
         family: [t for t in search.best(len(search.trials), family) if t.setting in begun][:FINALISTS]
         for family in dict.fromkeys(start.family for start in starts)
     }
-    drawn = [*search.best(FINALISTS), *(trial for trials in rivals.values() for trial in trials)]
+    as_written = {start.setting for start in starts if start.written}
+    drawn = [
+        *search.best(FINALISTS),
+        *(trial for trials in rivals.values() for trial in trials),
+        *(trial for trial in search.trials if trial.setting in as_written),
+    ]
     contenders = [*{trial.setting: trial for trial in drawn}.values()]
     fresh = judge([search.pricing.recipe(trial.setting) for trial in contenders])
     marks = {t.setting: statistics.fmean(values) for t, values in zip(contenders, fresh, strict=True)}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sdtm_fx.idle_stages import gated_away, idle_stages, ranges
+from sdtm_fx.idle_stages import NoOps, gated_away, idle_stages, ranges, untold
 from sdtm_fx.recipe.schema import Recipe
 from sdtm_fx.runtime.refreshes import add_refreshes
 from sdtm_fx.schedule import build_schedule
@@ -116,6 +116,16 @@ def test_a_gate_that_leaves_nothing_is_told_apart_from_one_that_leaves_something
     )
     assert gated_away(recipe, asked, asked) is None
     assert gated_away(recipe, emptied, emptied) is None  # the recipe asked for nothing
+
+
+def test_points_of_a_search_are_not_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    recipe = make(stages=[stage("early", 0.5, SSM), stage("late", 1.0, MATCH)], keep_dense={"first_steps": 2})
+    schedule = build_schedule(recipe, steps=4, grid=(8, 8))
+    with untold():
+        NoOps().warn(recipe, schedule, None)
+    assert not caplog.records
+    NoOps().warn(recipe, schedule, None)
+    assert "stage 'early' runs in none of the 4 steps" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from sdtm_fx.recipe import Recipe
+from sdtm_fx.recipe import Recipe, load_recipe
 from sdtm_fx.tuning.moves import afforded, changed
 from sdtm_fx.tuning.pricing import Pricing
 from sdtm_fx.tuning.search import OF_EACH_FAMILY, Search, Trial
@@ -222,3 +222,75 @@ def test_merging_may_fall_inside_of_a_stage(pricing: Pricing) -> None:
     assert pricing.price(replace(merging, left=(0.0,))) < pricing.price(merging)
     alone = replace(merging, removed=(1.0,))
     assert {other.left for other in changed(alone, pricing, ()) if other.left != alone.left} == set()
+
+
+def test_of_a_recipe_that_forecasts_dense_steps_are_searched(pricing: Pricing) -> None:
+    base = load_recipe("toy-sd3")
+    both = Pricing((*pricing.bases, base), pricing.target, pricing.size, pricing.speedup, "both")
+    own = [start for start in starting_points(both) if start.setting.base == 1]
+    assert {start.family for start in own} == {"caching"}
+    assert {start.setting.order for start in own} == {0, 1}
+    for start in own:
+        assert both.meets(start.setting)
+        assert not both.recipe(start.setting).stages[0].method.merges
+    beside = changed(own[0].setting, both, [(0, 1, 2), (3, 4, 5)])
+    names = {
+        name for other in beside for name, v in vars(other).items() if v != getattr(own[0].setting, name)
+    }
+    assert names == {"dense", "order"}
+    site = replace(own[0].setting, base=0, sites=(("attn", "ff"),))
+    assert both.price(own[0].setting) > both.price(site), "no block runs, not even for the text"
+
+
+def test_caches_by_site_may_leave_blocks_whole_where_the_recipe_forecasts(pricing: Pricing) -> None:
+    base = load_recipe("baselines/fora-toy-sd3")
+    own = Pricing((base,), pricing.target, pricing.size, pricing.speedup, "own")
+    start = starting_points(own)[0].setting
+    assert {one.whole for one in changed(start, own, [(0, 1, 2), (3, 4, 5)])} == {(), (0, 1, 2), (3, 4, 5)}
+
+
+def test_what_the_recipes_say_is_the_first_start_and_never_sifted_out(pricing: Pricing) -> None:
+    own = pricing.bases[0].override(
+        {
+            "keep_dense": {"first_steps": 1, "last_steps": 1, "every_steps": 3},
+            "reuse": {"order": 0, "weight": 0.2},
+        }
+    )
+    alone = Pricing((own,), pricing.target, pricing.size, pricing.speedup, "own")
+    starts = starting_points(alone)
+    assert [start.written for start in starts] == [True, *[False] * (len(starts) - 1)]
+    first = starts[0].setting
+    assert (first.dense, first.order, first.weight) == ((0, 3, 6, 7), 0, 0.2)
+
+    def dislike(recipes: Sequence[Recipe]) -> list[list[float]]:
+        mine = alone.recipe(first)
+        return [[-100.0 if recipe.keep_dense.steps == mine.keep_dense.steps else 0.0] for recipe in recipes]
+
+    found = Search(alone, made_up, len(starts), glance=dislike)
+    found.run(starts, 1)
+    assert first in {trial.setting for trial in found.trials}
+
+
+def test_settings_that_do_the_same_are_tried_once(pricing: Pricing) -> None:
+    merging = replace(cache(pricing, 0, 3), removed=(0.5,), order=None)
+    hardly = replace(merging, removed=(0.5001,))
+    assert pricing.effect(merging) == pricing.effect(hardly)
+    idle = replace(merging, weight=0.3)
+    assert pricing.effect(merging) == pricing.effect(idle), "nothing is forecast"
+    for other in (
+        replace(merging, whole=(1,)),
+        replace(merging, sites=(("ff",),)),
+        replace(merging, dense=(0, 2)),
+    ):
+        assert pricing.effect(merging) != pricing.effect(other)
+    once = Search(pricing, made_up, 10)
+    once.run([Start("merging", merging)], 1)
+    assert len({pricing.effect(trial.setting) for trial in once.trials}) == len(once.trials) > 4
+
+
+def test_blocks_that_a_recipe_keeps_are_whole_already(pricing: Pricing) -> None:
+    kept = pricing.bases[0].override({"keep_dense.layers": [0]})
+    own = Pricing((kept,), pricing.target, pricing.size, pricing.speedup, "kept")
+    setting = setting_of(kept, pricing.size.steps, removed=0.5)
+    assert own.effect(setting) == own.effect(replace(setting, whole=(0,)))
+    assert own.effect(setting) != own.effect(replace(setting, whole=(0, 1)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from sdtm_fx.recipe import Recipe
+from sdtm_fx.recipe import Recipe, load_recipe
 from sdtm_fx.tuning.pricing import Pricing
 from sdtm_fx.tuning.search import Search
 from sdtm_fx.tuning.sensitivity import Part, Sensitivity, measure_sensitivities, parts_of, relieved
@@ -37,6 +37,8 @@ def test_parts_are_sites_of_stages_and_groups_of_blocks(pricing: Pricing) -> Non
         "blocks 1 to 2",
     ]
     assert len(parts_of(pricing.bases[0], [(0, 1)])) == 2, "all blocks whole is no part"
+    spans = [part.label for part in parts_of(load_recipe("toy-sd3"), GROUPS)]
+    assert spans == ["blocks in stage all"], "what is forecast as one is not divided"
 
 
 def test_a_part_computed_whole(pricing: Pricing) -> None:

@@ -14,10 +14,11 @@ from sdtm_fx.recipe import load_recipe
 from sdtm_fx.recipe.ratio import CurveRatio
 from sdtm_fx.schedule import build_schedule
 from sdtm_fx.tuning.patterns import dense_patterns
-from sdtm_fx.tuning.setting import Setting, changes, setting_of
+from sdtm_fx.tuning.setting import Setting, as_written, changes, setting_of
 from sdtm_fx.tuning.starts import falling
 
 BASE = load_recipe("toy-sd3-merge")
+_SSM = {"stages": [{"name": "all", "until": 1.0, "sites": ["ff"], "method": {"name": "ssm"}}]}
 CACHE = Setting(
     dense=(0, 3),
     ends=(3, 8),
@@ -35,6 +36,44 @@ def test_a_recipe_becomes_a_setting_of_its_stages() -> None:
     assert found.sites == (("attn", "ff"), ("attn", "ff"))
 
 
+def test_a_recipe_that_forecasts_stays_what_it_is() -> None:
+    base = load_recipe("sd3-medium")
+    found = setting_of(base, 10, removed=0.5)
+    assert (found.ends, found.removed, found.sites) == ((10,), (1.0,), (("blocks",),))
+    said = base.override({"name": "said", **changes(replace(found, order=0, dense=(0, 5)), base)})
+    assert (said.stages, said.spans) == (base.stages, base.spans)
+    assert said.keep_dense.steps == (0, 5)
+
+
+def test_a_recipe_as_it_is_written() -> None:
+    cached = as_written(load_recipe("sd3-medium"), 10)
+    assert cached is not None
+    assert (cached.dense, cached.order, cached.weight) == ((0, 1, 2, 3, 6, 9), 1, 0.0)
+    assert cached.caches
+    few = as_written(load_recipe("toy-sd3-few"), 4)
+    assert few is not None
+    assert (few.dense, few.order, few.ends) == ((), None, (2, 4))
+    assert few.removed == pytest.approx((0.75, 0.25))
+    assert few.left == pytest.approx((2 / 3, 0.0))
+    own = BASE.override({"stages.detail.ratio": {"curve": "linear", "start": 0.2, "end": 0.4}})
+    rising = as_written(own, 10)
+    assert rising is not None
+    assert rising.removed == pytest.approx((0.7, 0.2))
+    assert rising.left == pytest.approx((1.0, 2.0))
+
+
+@pytest.mark.parametrize(
+    "ratio",
+    [
+        {"threshold": 0.9, "start": 0.7},
+        {"curve": "full"},
+        {"curve": "linear", "start": 0.0, "end": 0.5},
+    ],
+)
+def test_a_recipe_whose_ratio_is_no_line_is_no_setting(ratio: dict[str, object]) -> None:
+    assert as_written(load_recipe("toy-sd3-windows").override({**_SSM, "ratio": ratio}), 8) is None
+
+
 def test_every_stage_has_a_step_at_least() -> None:
     early = BASE.override({"stages.structure.until": 0.01})
     assert setting_of(early, 8, removed=0.5).ends == (1, 8)
@@ -45,11 +84,7 @@ def test_every_stage_has_a_step_at_least() -> None:
 def test_what_cannot_be_tuned() -> None:
     with pytest.raises(
         SdtmFxError,
-        match="found method skip in stage 'all'; accepted a recipe whose stages merge, such as sd3-medium-merge, since",
-    ):
-        setting_of(load_recipe("sd3-medium"), 8, removed=0.5)
-    with pytest.raises(
-        SdtmFxError, match="'detail'; accepted a recipe whose stages merge, such as sd3-medium-merge,"
+        match=r"method skip in stage 'detail' beside stages that merge; accepted .* such as sd3-medium-merge .* or all",
     ):
         setting_of(load_recipe("sd3-medium-windows"), 8, removed=0.5)
     with pytest.raises(
