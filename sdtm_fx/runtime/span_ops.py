@@ -7,7 +7,7 @@ import torch
 from sdtm_fx.base_plan import Plan
 from sdtm_fx.errors import PlanError
 from sdtm_fx.runtime.call import BlockContext, OpenSpan, OpenStream
-from sdtm_fx.runtime.ops import forecast_feature, store_feature
+from sdtm_fx.runtime.ops import store_feature
 from sdtm_fx.runtime.rotary_ops import cut_rotary, gather_rotary
 
 
@@ -106,7 +106,8 @@ def forecast_stream(ctx: BlockContext, name: str) -> torch.Tensor:
     Raises:
         PlanError: The span was not entered in this call.
     """
-    return _stream(ctx, name) + forecast_feature(ctx, name)
+    state = ctx.call.state
+    return _stream(ctx, name) + state.features[(ctx.block, name)].forecast(state.slope, state.now)
 
 
 def _stream(ctx: BlockContext, name: str) -> torch.Tensor:
