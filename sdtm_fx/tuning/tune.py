@@ -106,14 +106,15 @@ def tune(
 ) -> Tuned:
     """Search for the recipe of best quality that costs no more than a budget.
 
-    Starting points of all families (step caches, merging with and without forecasts, mixes) are brought to the budget
-    by the cost model and drawn once; the best quarter, and the best few of every family, are drawn on all images of the
-    search. The best of them is drawn again with every site of a stage, and every group of blocks, computed whole; what
-    gives most for its MACs is then left whole and paid for elsewhere. From the best of all that a climb changes one
-    thing at a time: where dense steps lie, the fraction of each stage and how far it falls, its sites, stage
-    boundaries, the forecast, how long plans serve, and blocks that stay whole. The best trials, and the best starting
-    points of every family, are then drawn on fresh images; one is chosen by them, and all are compared on images that
-    took part in nothing. Equal calls give equal results, unless they are stopped by the clock.
+    What the recipes say themselves, and starting points of all families (step caches, merging with and without
+    forecasts, mixes) are brought to the budget by the cost model and drawn once; the recipes, the best quarter, and the
+    best few of every family are drawn on all images of the search. The best of them is drawn again with every site of a
+    stage, and every group of blocks, computed whole; what gives most for its MACs is then left whole and paid for
+    elsewhere. From the best of all that a climb changes one thing at a time: where dense steps lie, the fraction of
+    each stage and how far it falls, its sites, stage boundaries, the forecast, how long plans serve, and blocks that
+    stay whole. The best trials, the recipes, and the best starting points of every family are then drawn on fresh
+    images; one is chosen by them, and all are compared on images that took part in nothing. Equal calls give equal
+    results, unless they are stopped by the clock.
 
     Args:
         source: The model.
