@@ -120,9 +120,8 @@ def _balances(setting: Setting) -> Iterator[Setting]:
 
 def _falls(setting: Setting) -> Iterator[Setting]:
     """One stage removes ever less from its first step to its last, or as much throughout."""
-    lengths = [end - start for start, end in zip((0, *setting.ends), setting.ends, strict=False)]
-    for number, steps in enumerate(lengths):
-        if steps > 1 and setting.removed[number] < 1:
+    for number, steps in enumerate(setting.ranges):
+        if len(steps) > 1 and setting.removed[number] < 1:
             for part in _LEFT:
                 left = tuple(part if at == number else own for at, own in enumerate(setting.left))
                 if left != setting.left:

@@ -51,6 +51,11 @@ class Setting:
         return self.ends[-1]
 
     @property
+    def ranges(self) -> tuple[range, ...]:
+        """The steps of each stage."""
+        return tuple(range(start, end) for start, end in zip((0, *self.ends), self.ends, strict=False))
+
+    @property
     def least_dense(self) -> int:
         """How many dense steps its forecasts take."""
         return 0 if self.order is None else self.order + 1
@@ -76,10 +81,9 @@ class Setting:
 
     def canonical(self) -> Setting:
         """The same with all that changes nothing set to one value, so that equal points are equal."""
-        lengths = [end - start for start, end in zip((0, *self.ends), self.ends, strict=False)]
-        kept = zip(self.removed, self.left, lengths, strict=True)
+        kept = zip(self.removed, self.left, self.ranges, strict=True)
         changes: dict[str, Any] = {
-            "left": tuple(1.0 if f == 1 or steps == 1 else left for f, left, steps in kept)
+            "left": tuple(1.0 if f == 1 or len(steps) == 1 else left for f, left, steps in kept)
         }
         if self.caches:
             changes |= {"weight": 0.0, "plan_steps": 1}
@@ -157,16 +161,16 @@ def as_written(recipe: Recipe, steps: int, base: int = 0) -> Setting | None:
     plain = setting_of(recipe, steps, removed=1.0, base=base)
     removed: list[float] = []
     left: list[float] = []
-    for stage, first, end in zip(recipe.stages, (0, *plain.ends), plain.ends, strict=False):
+    for stage, own in zip(recipe.stages, plain.ranges, strict=True):
         ratio = recipe.ratio if stage.ratio is None else stage.ratio
         if not stage.method.merges:
             curve: tuple[float, ...] = (1.0,)
         elif isinstance(ratio, ThresholdRatio | FullRatio):
             return None
         elif stage.ratio is None:
-            curve = ratio_curve(ratio, steps)[first:end]
+            curve = ratio_curve(ratio, steps)[own.start : own.stop]
         else:
-            curve = ratio_curve(ratio, end - first)
+            curve = ratio_curve(ratio, len(own))
         if not curve[0]:
             return None
         removed.append(curve[0])

@@ -99,8 +99,8 @@ def falling(setting: Setting, last: float) -> Setting:
     def line(step: int) -> float:
         return 1 + (last - 1) * step / max(setting.steps - 1, 1)
 
-    firsts = [line(step) for step in (0, *setting.ends[:-1])]
-    lasts = [line(end - 1) for end in setting.ends]
+    firsts = [line(steps[0]) for steps in setting.ranges]
+    lasts = [line(steps[-1]) for steps in setting.ranges]
     return replace(
         setting,
         removed=tuple(setting.removed[0] * first for first in firsts),
