@@ -25,7 +25,7 @@ class Setting:
         removed: For each stage, the fraction of image tokens that is removed between dense steps, in the first step of
             the stage; 1 forecasts the sites altogether.
         left: For each stage, what is left of that fraction in its last step, as a part of it: 1 keeps it, 0 lets it
-            fall to nothing, on a straight line.
+            fall to nothing, more than 1 lets it rise, on a straight line.
         order: Of the forecast that merged positions get; None: copies of their slot, nothing is stored.
         weight: Share of the newly computed value at merged positions, where there is a forecast.
         sites: For each stage, the sites that are merged or forecast.
